@@ -1,0 +1,68 @@
+# Everything a reader or an author runs. `make` alone lists the targets.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+BIN := $(VENV)/bin
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+LISTS := pyproject.toml constraints.txt
+# Two processes share the cores: one thread each is faster than both fighting for all of them.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+
+.PHONY: help install dev sync colab book test lint pins clean
+
+help:  ## List the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+install: $(VENV)/.installed  ## Make the environment in .venv (done once; again when the lists change)
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; say where it is: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+	  || { rm -rf $(VENV); echo "Python has no venv module here; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.python $(LISTS)
+	@echo "Installing the book's environment into $(VENV) (some minutes, once)"
+	@$(PIP_INSTALL) --editable '.[book,test]'
+	@touch $@
+
+dev: $(VENV)/.dev  ## Add the linters to the environment
+
+$(VENV)/.dev: $(VENV)/.installed
+	@$(PIP_INSTALL) --editable '.[book,test,dev]'
+	@touch $@
+
+sync: install  ## Make chapters/*.ipynb from chapters/*.md
+	@$(BIN)/python _ext/notebooks.py sync
+
+colab: sync  ## Write self-contained notebooks to _build/colab
+	@$(BIN)/python _ext/notebooks.py colab
+
+book: colab  ## Execute every chapter, check every claim, build the HTML book
+	@$(BIN)/jupyter-book build . -W -n --keep-going
+	@echo && echo "The book is at $(CURDIR)/_build/html/index.html"
+
+test: install  ## Run the tests, then every chapter as a test
+	@$(ONE_THREAD) $(BIN)/python -m pytest tests nclib --doctest-modules -n $(JOBS)
+	@$(ONE_THREAD) $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --timeout=1200 chapters -n $(JOBS)
+
+lint: dev  ## Check style and types
+	@$(BIN)/ruff check nclib tests _ext chapters
+	@$(BIN)/ruff format --check nclib tests _ext chapters
+	@$(BIN)/mypy
+
+pins: ## Resolve pyproject.toml afresh and rewrite constraints.txt
+	@rm -rf _build/pins && $(PYTHON) -m venv _build/pins
+	@_build/pins/bin/python -m pip install --quiet --disable-pip-version-check '.[book,test,dev]'
+	@_build/pins/bin/python _ext/pins.py > _build/pins.txt
+	@mv _build/pins.txt constraints.txt && rm -rf _build/pins
+
+clean:  ## Remove everything that was built (not the environment)
+	@rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

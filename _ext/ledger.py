@@ -1,0 +1,195 @@
+"""What the book knows of its theorems and claims, read from the executed chapters while Sphinx reads them.
+
+Everything lies in Sphinx's environment under the page it came from, is thrown away with that page, and is
+gathered anew whenever the page is read again: a verdict can't outlive the output that it stands beside.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from docutils import nodes
+from jupyter_cache import get_cache
+from sphinx.environment import BuildEnvironment
+
+MIME = "application/vnd.nclib.claim+json"
+
+#: Statements that must be checked by at least one claim.
+MUST_BE_CHECKED = ("theorem", "proposition", "corollary")
+
+Record = dict[str, Any]
+
+
+@dataclass
+class Theorem:
+    """A labelled statement of the book."""
+
+    label: str
+    kind: str  # theorem, lemma, definition, …
+    counter: str
+    title: list[nodes.Node]  # may hold mathematics
+    line: int | None
+
+
+@dataclass
+class Page:
+    """What one page of the book contributes."""
+
+    theorems: dict[str, Theorem] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
+    title: str = ""
+    is_notebook: bool = False
+    shows: set[str] = field(default_factory=set)  # what stands on it: scoreboard, theorem-map
+
+
+@dataclass
+class Ledger:
+    """The whole book's, kept in the environment."""
+
+    fingerprint: str = ""
+    built: float = 0.0
+    pages: dict[str, Page] = field(default_factory=dict)
+
+    def where(self) -> dict[str, str]:
+        """The page of each theorem."""
+        return {label: name for name, page in self.pages.items() for label in page.theorems}
+
+    def records(self) -> Iterator[tuple[str, Record]]:
+        """Every claim with its page."""
+        for name, page in self.pages.items():
+            for record in page.records:
+                yield name, record
+
+    def of(self, label: str) -> list[Record]:
+        """The claims that check one theorem."""
+        return [record for _, record in self.records() if record["theorem"] == label]
+
+
+def ledger(env: BuildEnvironment) -> Ledger:
+    """The ledger in `env`, made when there is none."""
+    if not hasattr(env, "executable_book"):
+        env.executable_book = Ledger()
+    found: Ledger = env.executable_book
+    return found
+
+
+def is_theorem(node: nodes.Node) -> bool:
+    """Whether a node is a statement that sphinx-proof made and that bears a label."""
+    return isinstance(node, nodes.Element) and bool(node.get("realtype") and node.get("label"))
+
+
+def read_page(doctree: nodes.document, executed: Path, cache: Path) -> Page:
+    """Theorems from the page's tree, claims from the outputs of its executed notebook (when it is one)."""
+    page = Page(is_notebook=executed.exists())
+    for node in doctree.findall(is_theorem):
+        title = [child.deepcopy() for child in node[0].children]
+        page.theorems[node["label"]] = Theorem(
+            node["label"], node["realtype"], node["countertype"], title, node.line
+        )
+    if page.is_notebook:
+        page.records = read_records(executed, cache)
+    heading = next(iter(doctree.findall(nodes.title)), None)
+    page.title = heading.astext() if heading else ""
+    return page
+
+
+def read_records(executed: Path, cache: Path) -> list[Record]:
+    """The claims among a notebook's outputs, in order.
+
+    myst-nb leaves a notebook whose outputs came from the execution cache without them: there they are
+    looked up as myst-nb itself looks them up, by the notebook's code.
+    """
+    notebook = nbformat.read(executed, as_version=4)
+    if not any(cell.get("outputs") for cell in notebook.cells):
+        with suppress(KeyError):  # not there: the notebook has no outputs, or failed
+            _, notebook = get_cache(cache).merge_match_into_notebook(notebook)
+    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
+    return [dict(output["data"][MIME]) for output in outputs if MIME in output.get("data", {})]
+
+
+def problems(book: Ledger, ran: set[str]) -> Iterator[tuple[str, int | None, str]]:
+    """What is wrong between theorems and claims: page, line and message.
+
+    A theorem on a page that did not run to its end (not in `ran`) is not blamed for having no claim.
+    """
+    where = book.where()
+    for name, page in book.pages.items():
+        for theorem in page.theorems.values():
+            if name in ran and theorem.kind in MUST_BE_CHECKED and not book.of(theorem.label):
+                yield name, theorem.line, f"no claim checks {theorem.kind} '{theorem.label}'"
+        for record in page.records:
+            if record["theorem"] not in where:
+                yield name, None, f"a claim names '{record['theorem']}', which is no theorem of the book"
+            if record["chapter"] != name.rpartition("/")[2]:
+                yield (
+                    name,
+                    None,
+                    f"a claim was made in chapter '{record['chapter']}': "
+                    f'begin with nc.chapter("{name.rpartition("/")[2]}")',
+                )
+            if not record["passed"]:
+                text = f"a claim on '{record['theorem']}' fails: {record['statement']}"
+                yield name, None, f"{text} ({criterion(record)}, measured {number(record['measured'])})"
+
+
+def write(book: Ledger, folder: Path) -> None:
+    """Write each page's records to ``<folder>/<chapter>.json``, and remove those of pages that are gone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = set()
+    for name, page in book.pages.items():
+        if page.records:
+            path = folder / f"{name.rpartition('/')[2]}.json"
+            path.write_text(json.dumps(page.records, indent=1, ensure_ascii=False), "utf-8")
+            kept.add(path)
+    for path in set(folder.glob("*.json")) - kept:
+        path.unlink()
+
+
+def number(value: object) -> str:
+    """A number to five digits; a list as its range."""
+    if value is None:
+        return "not finite"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        finite = [v for v in value if v is not None]
+        if len(finite) < len(value):
+            return f"{len(value) - len(finite)} of {len(value)} not finite"
+        low, high = number(min(finite)), number(max(finite))
+        return low if low == high else f"{low} … {high}"
+    return f"{value:.5g}"
+
+
+def criterion(record: Record) -> str:
+    """The criterion of a claim and how much of it was used."""
+    kind, _, limit = record["tolerance"].partition(" ")
+    if kind not in ("rtol", "atol"):
+        return str(record["tolerance"])
+    name = "relative error" if kind == "rtol" else "error"
+    if record["deviation"] is None:
+        return f"{name} ≤ {limit}"
+    return f"{name} ≤ {limit}, is {record['deviation']:.2g}"
+
+
+def predicted(record: Record) -> str:
+    """What the theorem predicts, where it is more than the criterion itself."""
+    return "—" if record["predicted"] == record["tolerance"] else number(record["predicted"])
+
+
+def seeds(record: Record) -> str:
+    """How many seeds stand behind a claim, and their mean with its 95% confidence interval."""
+    interval = record.get("confidence_interval")
+    if not interval or None in interval:
+        return str(record["seeds"])
+    centre, half = (interval[0] + interval[1]) / 2, (interval[1] - interval[0]) / 2
+    digits = 1 - math.floor(math.log10(half)) if half > 0 else 5
+    if not -3 < digits < 8:
+        return f"{record['seeds']}: {centre:.4g} ± {half:.2g}"
+    return f"{record['seeds']}: {centre:.{max(digits, 0)}f} ± {half:.{max(digits, 0)}f}"

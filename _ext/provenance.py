@@ -1,0 +1,76 @@
+"""On what a build stands: the fingerprint that outdates the execution cache, and the facts a page states."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+#: Variables that change what a chapter computes.
+VARIABLES = ("NCLIB_SCALE", "NCLIB_SEED", "NCLIB_DEVICE", "NCLIB_DATA")
+
+#: Files, relative to the book's folder, that change what a chapter computes without changing its cells.
+FILES = ("nclib/**/*.py", "constraints.txt", "results/**/*")
+
+
+def fingerprint(root: Path) -> str:
+    """Hash of everything outside a chapter on which its outputs depend.
+
+    The execution cache knows a notebook by its code cells alone: without this, an edit of ``nclib`` would go
+    on showing the outputs of yesterday's code.
+    """
+    digest = hashlib.sha256(f"Python {platform.python_version()}".encode())
+    for pattern in FILES:
+        for path in sorted(root.glob(pattern)):
+            if path.is_file() and "__pycache__" not in path.parts:
+                digest.update(f"\0{path.relative_to(root).as_posix()}\0".encode())
+                digest.update(path.read_bytes())
+    for name in VARIABLES:
+        digest.update(f"\0{name}={os.environ.get(name, '')}".encode())
+    return digest.hexdigest()
+
+
+def commit(root: Path) -> str:
+    """Short hash of the commit that is checked out, marked when files differ from it; empty without git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
+            return ""
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=10", "HEAD") + (" with changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def versions() -> str:
+    """Versions of what executes the chapters and of what builds the book."""
+    found = [f"Python {platform.python_version()}"]
+    for label, name in (
+        ("PyTorch", "torch"),
+        ("NumPy", "numpy"),
+        ("SciPy", "scipy"),
+        ("Jupyter Book", "jupyter-book"),
+    ):
+        try:
+            found.append(f"{label} {version(name).partition('+')[0]}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def day(timestamp: float) -> str:
+    """Date of a time stamp, in UTC, as 2026-01-31."""
+    return datetime.datetime.fromtimestamp(timestamp, datetime.UTC).date().isoformat()
+
+
+def seconds(runtime: float) -> str:
+    """A running time as a reader says it."""
+    return f"{runtime:.0f} s" if runtime < 100 else f"{runtime / 60:.1f} min"

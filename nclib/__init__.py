@@ -1,0 +1,93 @@
+"""nclib: the small package behind *Small Norm, Large Margin*.
+
+Chapters do ``import nclib as nc`` and need nothing else. Most names are loaded on first use, so that the import
+itself costs little more than PyTorch's.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# These functions bear the names of their modules; imported here, so that the function wins over the module.
+from .data import data as data
+from .flow import flow as flow
+from .scale import scale as scale
+
+if TYPE_CHECKING:
+    from .calibration import calibrate as calibrate
+    from .claims import ClaimFailed as ClaimFailed
+    from .claims import chapter as chapter
+    from .claims import claim as claim
+    from .claims import claims_table as claims_table
+    from .closed_forms import balanced_penalty as balanced_penalty
+    from .closed_forms import equilibrium_loss as equilibrium_loss
+    from .closed_forms import equilibrium_norm as equilibrium_norm
+    from .closed_forms import interpolant_from as interpolant_from
+    from .closed_forms import margin_moments as margin_moments
+    from .closed_forms import minimum_norm as minimum_norm
+    from .closed_forms import ridge as ridge
+    from .convex import convex_optimum as convex_optimum
+    from .data import Data as Data
+    from .data import from_arrays as from_arrays
+    from .flow import Flow as Flow
+    from .flow import exact_flow as exact_flow
+    from .folding import fold as fold
+    from .models import convnet as convnet
+    from .models import mlp as mlp
+    from .models import project_ as project_
+    from .models import resnet18 as resnet18
+    from .norms import balance as balance
+    from .norms import homogeneity_error as homogeneity_error
+    from .norms import layer_norms as layer_norms
+    from .norms import margins as margins
+    from .norms import rho as rho
+    from .norms import stable_rank as stable_rank
+    from .plots import lines as lines
+    from .plots import panels as panels
+    from .plots import style as style
+    from .scale import base_seed as base_seed
+    from .scale import device as device
+    from .scale import device_name as device_name
+    from .scale import scale_name as scale_name
+    from .scale import seeds as seeds
+
+__version__ = "0.1.0"
+
+#: Where each public name lives.
+_HOME = {
+    "calibration": ["calibrate"],
+    "claims": ["ClaimFailed", "chapter", "claim", "claims_table"],
+    "closed_forms": [
+        "balanced_penalty",
+        "equilibrium_loss",
+        "equilibrium_norm",
+        "interpolant_from",
+        "margin_moments",
+        "minimum_norm",
+        "ridge",
+    ],
+    "convex": ["convex_optimum"],
+    "data": ["Data", "data", "from_arrays"],
+    "flow": ["Flow", "exact_flow", "flow"],
+    "folding": ["fold"],
+    "models": ["convnet", "mlp", "project_", "resnet18"],
+    "norms": ["balance", "homogeneity_error", "layer_norms", "margins", "rho", "stable_rank"],
+    "plots": ["lines", "panels", "style"],
+    "scale": ["base_seed", "device", "device_name", "scale", "scale_name", "seeds"],
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'nclib' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value  # the next access does not come through here
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,480 @@
+"""Answers that need no training: what the theorems predict, in closed form.
+
+Everything here is float64 NumPy. PyTorch tensors are accepted wherever an array is (they are detached,
+copied to the CPU and widened), so that a prediction can be made straight from a network's outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+Array: TypeAlias = NDArray[np.float64]
+Arrays: TypeAlias = ArrayLike | torch.Tensor
+
+
+class Moments(NamedTuple):
+    """Moments of the normalised margin over the training points: μ = ⟨y f⟩, M = ⟨f²⟩, σ² = M − μ²."""
+
+    mu: Any
+    M: Any
+    sigma: Any
+
+
+class UFMinimiser(NamedTuple):
+    """A global minimiser of the unconstrained-features model; see `ufm_minimiser`."""
+
+    singular_value: float
+    """s, shared by all K − 1 non-zero singular values of W Hᵀ (0 when weight decay wins)."""
+    weight: Array
+    """W, the classifier, (K, dim)."""
+    features: Array
+    """H, one row a training point, ordered by class, (K n, dim)."""
+    bias: Array
+    """b, (K,)."""
+    labels: NDArray[np.int64]
+    """The class of each row of `features`, (K n,)."""
+    mean_norm: float
+    """Norm of every class mean (the means are centred)."""
+    loss: float
+    """The minimum itself."""
+
+
+def margin_moments(f: Arrays, y: Arrays) -> Moments:
+    """Mean μ, second moment M and standard deviation σ of the normalised margins.
+
+    μ = ⟨yₙ fₙ⟩, M = ⟨fₙ²⟩ and σ² = M − μ², averages over the N training points.
+
+    Parameters
+    ----------
+    f : (..., N)
+        Normalised outputs f_V(xₙ), that is the network's outputs divided by ρ; leading axes are a batch.
+    y : (N,) or (..., N)
+        Labels ±1.
+
+    Returns
+    -------
+    Moments
+        Named tuple ``(mu, M, sigma)``, each of the leading shape of `f` (a number when `f` is a vector).
+
+    Raises
+    ------
+    ValueError
+        If `y` holds anything but ±1 or does not match `f`.
+
+    Examples
+    --------
+    >>> mu, M, sigma = margin_moments([0.3, -0.1], [1, -1])
+    >>> print(f"{mu:.2f} {M:.2f} {sigma:.2f}")
+    0.20 0.05 0.10
+
+    Notes
+    -----
+    σ is computed from centred margins: M − μ² would lose every digit of a nearly collapsed network.
+    Chapter 2.
+    """
+    f, y = _array(f), _array(y)
+    if f.ndim == 0 or f.shape[-1] == 0 or y.shape[-1:] != f.shape[-1:]:
+        raise ValueError(
+            f"f has shape {f.shape} and y {y.shape}: the last axis of both runs over the same N ≥ 1 points; "
+            "write f of shape (..., N) and y of shape (N,)"
+        )
+    if not np.all(np.abs(y) == 1):
+        raise ValueError(
+            "y holds values other than ±1; write labels of two classes as ±1, e.g. 1 - 2 * labels"
+        )
+    margin = y * f
+    return Moments(margin.mean(-1), (margin**2).mean(-1), margin.std(-1))
+
+
+def equilibrium_norm(f: Arrays, y: Arrays, weight_decay: Arrays) -> Any:
+    """Norm at which the scale of a normalised network comes to rest, ρ_eq = μ / (M + λ).
+
+    It solves ρ̇ = 2 [μ − ρ (M + λ)] = 0, the flow of ⟨(ρ fₙ − yₙ)²⟩ + λ ρ² in ρ, and is the minimum of
+    that loss over ρ for the given direction V.
+
+    Parameters
+    ----------
+    f : (..., N)
+        Normalised outputs f_V(xₙ); leading axes are a batch.
+    y : (N,) or (..., N)
+        Labels ±1.
+    weight_decay : number or (...)
+        λ ≥ 0, one for all or one per member of the batch.
+
+    Returns
+    -------
+    number or (...)
+        ρ_eq. Negative if most of the margins are.
+
+    Raises
+    ------
+    ValueError
+        If λ is negative, or if λ = 0 while all outputs are 0 (then every ρ is an equilibrium).
+
+    Examples
+    --------
+    >>> print(round(float(equilibrium_norm([0.3, -0.1], [1, -1], weight_decay=0.05)), 12))
+    2.0
+
+    Notes
+    -----
+    Poggio & Liao (2020) sum over n where this averages: their λ is N times this one. Chapter 2.
+    """
+    moments = margin_moments(f, y)
+    weight_decay = _weight_decay(weight_decay)
+    if np.any(moments.M + weight_decay == 0):
+        raise ValueError(
+            "f is zero everywhere and weight_decay=0, so every norm is an equilibrium; write weight_decay > 0"
+        )
+    return moments.mu / (moments.M + weight_decay)
+
+
+def equilibrium_loss(mu: Arrays, M: Arrays, weight_decay: Arrays) -> Any:
+    """Regularised loss when ρ is at equilibrium, 1 − μ²/(M + λ) = (λ + σ²)/(λ + σ² + μ²).
+
+    What the direction V still minimises once ρ follows it: the smaller it is, the larger the
+    signal-to-noise ratio μ²/(λ + σ²) of the margins.
+
+    Parameters
+    ----------
+    mu, M : number or (...)
+        Moments ⟨y f⟩ and ⟨f²⟩ of the normalised margins (`margin_moments`); M ≥ μ².
+    weight_decay : number or (...)
+        λ ≥ 0.
+
+    Returns
+    -------
+    number or (...)
+        ⟨(ρ_eq fₙ − yₙ)²⟩ + λ ρ_eq², between 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        If λ is negative, M < μ², or M + λ = 0.
+
+    Examples
+    --------
+    >>> print(round(float(equilibrium_loss(0.2, 0.05, weight_decay=0.05)), 12))
+    0.6
+
+    Notes
+    -----
+    Chapter 2.
+    """
+    mu, M, weight_decay = _array(mu), _array(M), _weight_decay(weight_decay)
+    if np.any(mu**2 > M * (1 + 1e-12)):
+        raise ValueError("M < mu² is impossible for a second moment; take both from margin_moments(f, y)")
+    if np.any(M + weight_decay == 0):
+        raise ValueError("M=0 and weight_decay=0 leave the loss undefined; write weight_decay > 0")
+    return 1 - mu**2 / (M + weight_decay)
+
+
+def minimum_norm(x: Arrays, y: Arrays) -> Array:
+    """Smallest w among those that minimise ‖X w − y‖, that is X⁺ y.
+
+    Parameters
+    ----------
+    x : (N, d)
+        One row a point.
+    y : (N,) or (N, K)
+        Targets.
+
+    Returns
+    -------
+    (d,) or (d, K)
+        X⁺ y: where gradient descent on the square loss ends when it starts at zero.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not match.
+
+    Examples
+    --------
+    >>> minimum_norm([[1.0, 1.0]], [1.0]).round(12).tolist()
+    [0.5, 0.5]
+
+    Notes
+    -----
+    Singular values below max(N, d) · 2.2e-16 · the largest count as zero. Chapter 2.
+    """
+    return ridge(x, y, 0.0)
+
+
+def ridge(x: Arrays, y: Arrays, weight_decay: float) -> Array:
+    """Minimiser of (1/N) ‖X w − y‖² + λ ‖w‖², w_λ = (XᵀX + N λ I)⁻¹ Xᵀ y.
+
+    Parameters
+    ----------
+    x : (N, d)
+        One row a point.
+    y : (N,) or (N, K)
+        Targets.
+    weight_decay : float
+        λ ≥ 0. At 0 the minimiser need not be unique; the limit λ → 0 is returned, X⁺ y.
+
+    Returns
+    -------
+    (d,) or (d, K)
+        w_λ.
+
+    Raises
+    ------
+    ValueError
+        If λ is negative or the shapes do not match.
+
+    Examples
+    --------
+    >>> ridge([[1.0, 1.0]], [1.0], weight_decay=2.0).round(12).tolist()
+    [0.25, 0.25]
+
+    Notes
+    -----
+    Computed from the singular values s of X as V [s/(s² + N λ)] Uᵀ y, which, unlike the normal equations,
+    keeps its accuracy as λ → 0. Chapter 2.
+    """
+    x, y = _points(x, y)
+    decay = float(_weight_decay(weight_decay))
+    left, singular, right = np.linalg.svd(x, full_matrices=False)
+    kept = singular > max(x.shape) * np.finfo(float).eps * singular.max(initial=0.0)
+    gain = np.zeros_like(singular)
+    gain[kept] = singular[kept] / (singular[kept] ** 2 + len(x) * decay)
+    solution: Array = (right.T * gain) @ (left.T @ y)
+    return solution
+
+
+def interpolant_from(x: Arrays, y: Arrays, w0: Arrays) -> Array:
+    """Where gradient descent on ‖X w − y‖² ends when it starts at w₀, X⁺ y + (I − X⁺X) w₀.
+
+    It is the least-squares solution nearest to w₀: the part of w₀ that the data cannot see stays for ever.
+
+    Parameters
+    ----------
+    x : (N, d)
+        One row a point.
+    y : (N,) or (N, K)
+        Targets.
+    w0 : (d,) or (d, K)
+        The start.
+
+    Returns
+    -------
+    (d,) or (d, K)
+        The end point.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not match.
+
+    Examples
+    --------
+    >>> interpolant_from([[1.0, 1.0]], [1.0], [3.0, 0.0]).round(12).tolist()
+    [2.0, -1.0]
+
+    Notes
+    -----
+    Chapter 2.
+    """
+    x, y = _points(x, y)
+    w0 = _array(w0)
+    expected = x.shape[1:] + y.shape[1:]
+    if w0.shape != expected:
+        raise ValueError(f"w0 has shape {w0.shape}; x and y ask for {expected}; write a start of that shape")
+    return w0 + minimum_norm(x, y - x @ w0)
+
+
+def balanced_penalty(rho: Arrays, depth: int, weight_decay: Arrays) -> Any:
+    """Least weight decay λ Σₖ ρₖ² that L layers with product of norms ρ must pay, λ L ρ^(2/L).
+
+    The inequality of arithmetic and geometric means; reached exactly when all ρₖ = ρ^(1/L).
+
+    Parameters
+    ----------
+    rho : number or (...)
+        ρ = Πₖ ρₖ ≥ 0.
+    depth : int
+        L ≥ 1, the number of layers that carry weights.
+    weight_decay : number or (...)
+        λ ≥ 0.
+
+    Returns
+    -------
+    number or (...)
+        λ L ρ^(2/L).
+
+    Raises
+    ------
+    ValueError
+        If ρ or λ is negative or L < 1.
+
+    Examples
+    --------
+    >>> print(round(float(balanced_penalty(8.0, depth=3, weight_decay=0.01)), 12))
+    0.12
+
+    Notes
+    -----
+    Chapter 2.
+    """
+    rho, weight_decay = _array(rho), _weight_decay(weight_decay)
+    if np.any(rho < 0):
+        raise ValueError("rho is negative; write the product of layer norms, a number ≥ 0")
+    if depth < 1:
+        raise ValueError(f"depth={depth}: a network has at least one layer; write depth ≥ 1")
+    return weight_decay * depth * rho ** (2 / depth)
+
+
+def simplex_etf(classes: int, dim: int | None = None, seed: int = 0) -> Array:
+    """K unit vectors at equal angles, as far apart as K vectors can be: a simplex equiangular tight frame.
+
+    The rows sum to zero, have norm 1, and any two of them have cosine −1/(K − 1).
+
+    Parameters
+    ----------
+    classes : int
+        K ≥ 2, the number of vectors.
+    dim : int, optional
+        Dimension of the space they stand in, at least K − 1; K when left out.
+    seed : int
+        Chooses the orientation, uniformly among all.
+
+    Returns
+    -------
+    (K, dim)
+        One vector a row.
+
+    Raises
+    ------
+    ValueError
+        If K < 2 or the space is too small.
+
+    Examples
+    --------
+    >>> frame = simplex_etf(3, dim=5)
+    >>> (frame @ frame.T).round(12).tolist()
+    [[1.0, -0.5, -0.5], [-0.5, 1.0, -0.5], [-0.5, -0.5, 1.0]]
+
+    Notes
+    -----
+    The geometry of neural collapse: Papyan, Han & Donoho (2020). Chapter 6.
+    """
+    if classes < 2:
+        raise ValueError(f"classes={classes}: a simplex needs two or more vectors; write classes ≥ 2")
+    dim = classes if dim is None else dim
+    if dim < classes - 1:
+        raise ValueError(f"dim={dim}: too small for {classes} equiangular vectors; write dim ≥ {classes - 1}")
+    from scipy.linalg import helmert
+
+    gaussian = np.random.default_rng(seed).standard_normal((dim, classes - 1))
+    rotation, triangle = np.linalg.qr(gaussian)
+    # QR alone favours some orientations; with the signs of the diagonal moved over it is uniform.
+    rotation = rotation * np.sign(np.diag(triangle))
+    frame: Array = np.sqrt(classes / (classes - 1)) * helmert(classes).T @ rotation.T
+    return frame
+
+
+def ufm_minimiser(
+    classes: int,
+    per_class: int,
+    weight_decay_w: float,
+    weight_decay_h: float,
+    *,
+    dim: int | None = None,
+    seed: int = 0,
+) -> UFMinimiser:
+    """Global minimiser of the unconstrained-features model with the square loss and balanced classes.
+
+    With features as rows hₙ, one-hot Y and N = K n points it minimises
+
+        (1/2N) ‖H Wᵀ + 1 bᵀ − Y‖² + (λ_W/2) ‖W‖² + (λ_H/2) ‖H‖².
+
+    Parameters
+    ----------
+    classes : int
+        K ≥ 2.
+    per_class : int
+        n ≥ 1, points per class.
+    weight_decay_w, weight_decay_h : float
+        λ_W, λ_H > 0. (At 0 no minimiser exists or the norms of W and H are not determined.)
+    dim : int, optional
+        Dimension of the features, at least K − 1; K when left out.
+    seed : int
+        The minimiser is unique up to a rotation of feature space; the seed chooses one.
+
+    Returns
+    -------
+    UFMinimiser
+        Named tuple with `singular_value`, `weight`, `features`, `bias`, `labels`, `mean_norm`, `loss`.
+        Where the decay is too strong, N √(λ_W λ_H) ≥ √n, all but the bias is zero.
+
+    Raises
+    ------
+    ValueError
+        If a size is too small or a weight decay is not positive.
+
+    Examples
+    --------
+    >>> best = ufm_minimiser(4, 10, 5e-3, 5e-3)
+    >>> print(round(best.singular_value, 6), best.bias.round(6).tolist())
+    2.962278 [0.25, 0.25, 0.25, 0.25]
+
+    Notes
+    -----
+    For a given product Z = H Wᵀ the cheapest factors cost √(λ_W λ_H) ‖Z‖₊ (nuclear norm), with
+    ‖W‖² λ_W = ‖H‖² λ_H. The best bias removes the mean of every column, and a centred Z is the cheaper one,
+    so b = 1/K. What remains is soft thresholding of the centred Y, which has K − 1 singular values √n:
+    s = max(0, √n − N √(λ_W λ_H)). Hence W = c E and class means g E with a simplex ETF E,
+    c² = s √(λ_H/λ_W) (K − 1)/K and g² = s √(λ_W/λ_H) (K − 1)/(K n); the loss is
+    (K − 1) [(√n − s)²/2N + s √(λ_W λ_H)].
+    Compare Zhou et al. (2022), *On the optimization landscape of neural collapse under MSE loss*. Chapter 6.
+    """
+    if classes < 2 or per_class < 1:
+        raise ValueError(
+            f"classes={classes}, per_class={per_class}: write two or more classes of at least one point each"
+        )
+    for name, value in (("weight_decay_w", weight_decay_w), ("weight_decay_h", weight_decay_h)):
+        if not value > 0:
+            raise ValueError(
+                f"{name}={value}: only positive decay determines the minimiser; write {name} > 0"
+            )
+    points = classes * per_class
+    price = float(np.sqrt(weight_decay_w * weight_decay_h))
+    s = max(0.0, float(np.sqrt(per_class)) - points * price)
+    share = (classes - 1) / classes
+    weight_norm = np.sqrt(s * share * np.sqrt(weight_decay_h / weight_decay_w))
+    mean_norm = float(np.sqrt(s * share * np.sqrt(weight_decay_w / weight_decay_h) / per_class))
+    frame = simplex_etf(classes, dim, seed)
+    labels = np.repeat(np.arange(classes, dtype=np.int64), per_class)
+    loss = (classes - 1) * ((np.sqrt(per_class) - s) ** 2 / (2 * points) + s * price)
+    bias = np.full(classes, 1 / classes)
+    features = mean_norm * frame[labels]
+    return UFMinimiser(s, weight_norm * frame, features, bias, labels, mean_norm, float(loss))
+
+
+def _array(values: Arrays) -> Array:
+    """Float64 NumPy array of anything array-like, tensors on any device included."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+def _weight_decay(value: Arrays) -> Array:
+    decay = _array(value)
+    if not np.all(decay >= 0):
+        raise ValueError(f"weight_decay={decay}: a decay cannot be negative; write a number ≥ 0, e.g. 1e-3")
+    return decay
+
+
+def _points(x: Arrays, y: Arrays) -> tuple[Array, Array]:
+    x, y = _array(x), _array(y)
+    if x.ndim != 2 or y.ndim not in (1, 2) or len(x) != len(y) or len(x) == 0:
+        raise ValueError(
+            f"x has shape {x.shape} and y {y.shape}; write x of shape (N, d), flattened if need be, "
+            "and y of shape (N,) or (N, K) with the same N ≥ 1"
+        )
+    return x, y

@@ -1,0 +1,404 @@
+"""Data sets as a handful of resident tensors: real images and synthetic sets with a known truth.
+
+``data("digits", classes=(3, 8))`` returns a :class:`Data`; ``from_arrays`` puts your own arrays
+through the same checks.  Every random choice derives from ``seed``; no global generator is touched.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .raw import (
+    Raw,
+    check_classes,
+    check_common,
+    check_count,
+    check_inputs,
+    check_labels,
+    relabel,
+)
+from .subsets import choose, redraw
+
+SYNTHETIC = ("teacher", "gaussians")
+IMAGES = ("mnist", "fashion-mnist", "cifar10")
+NAMES = ("digits", *SYNTHETIC, *IMAGES)
+"""Every name that `data` knows."""
+
+_OWNERS = {"d": SYNTHETIC, "width": ("teacher",), "separation": ("gaussians",), "verify": IMAGES}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Data:
+    """A labelled training set and test set, each one tensor on one device.
+
+    Attributes
+    ----------
+    name : str
+        Name of the data set.
+    classes : tuple of str
+        Names of the K classes in label order.
+    x, x_test : Tensor, shapes (N, ...) and (N_test, ...)
+        Inputs, floating point; ``N_test`` may be 0.
+    labels, labels_test : Tensor, shapes (N,) and (N_test,)
+        int64 in 0..K-1.
+    truth : tuple of Tensor
+        Synthetic sets only: weight matrices ``W_1, ..., W_L`` of a bias-free ReLU network whose decision
+        is the Bayes rule (with two classes one output, positive for the first class); dtype and device of x.
+    bayes_error : float or None
+        Synthetic sets only: the exact error of that rule on clean labels.
+
+    Examples
+    --------
+    >>> from nclib.data import data
+    >>> digits = data("digits", classes=(3, 8), n=100)
+    >>> digits
+    Data('digits', classes=('3', '8'), x=(100, 64), x_test=(257, 64), float32, cpu)
+    >>> digits.y[:4].tolist()
+    [1.0, -1.0, 1.0, -1.0]
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    x: Tensor
+    labels: Tensor
+    x_test: Tensor
+    labels_test: Tensor
+    truth: tuple[Tensor, ...] = ()
+    bayes_error: float | None = None
+
+    @property
+    def y(self) -> Tensor:
+        """Training targets.
+
+        Two classes give (N,) with +1 for the first and -1 for the second, more classes one-hot (N, K).
+        """
+        return self._targets(self.labels)
+
+    @property
+    def y_test(self) -> Tensor:
+        """Test targets, coded like `y`."""
+        return self._targets(self.labels_test)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, what ``arch.build(input_shape=...)`` takes."""
+        return tuple(self.x.shape[1:])
+
+    @property
+    def outputs(self) -> int:
+        """Number of network outputs that fit `y`: 1 for two classes, else K."""
+        return 1 if len(self.classes) == 2 else len(self.classes)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Data:
+        """Return the same data on another device or in another floating-point type (labels stay int64)."""
+        return replace(
+            self,
+            x=self.x.to(device=device, dtype=dtype),
+            labels=self.labels.to(device=device),
+            x_test=self.x_test.to(device=device, dtype=dtype),
+            labels_test=self.labels_test.to(device=device),
+            truth=tuple(weight.to(device=device, dtype=dtype) for weight in self.truth),
+        )
+
+    def _targets(self, labels: Tensor) -> Tensor:
+        if len(self.classes) == 2:
+            return (1 - 2 * labels).to(self.x.dtype)
+        return torch.nn.functional.one_hot(labels, len(self.classes)).to(self.x.dtype)
+
+    def __repr__(self) -> str:
+        kind = str(self.x.dtype).removeprefix("torch.")
+        return (
+            f"Data({self.name!r}, classes={self.classes}, x={tuple(self.x.shape)}, "
+            f"x_test={tuple(self.x_test.shape)}, {kind}, {self.x.device})"
+        )
+
+
+def data(
+    name: str,
+    *,
+    classes: int | Sequence[int | str] | None = None,
+    n: int | None = None,
+    n_test: int | None = None,
+    seed: int = 0,
+    unit_norm: bool = True,
+    standardise: bool = False,
+    flat: bool | None = None,
+    noise: float = 0.0,
+    d: int | None = None,
+    width: int | None = None,
+    separation: float | None = None,
+    verify: bool | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Data:
+    r"""Load a data set by name.
+
+    ``"digits"``
+        1,797 real 8×8 images of ten digits, embedded in scikit-learn.
+    ``"teacher"``
+        Gaussian directions labelled by the sign of a random bias-free two-layer ReLU network
+        :math:`f(x) = \sum_j a_j \max(0, \langle w_j, x\rangle)` with :math:`\sum_j a_j = 0`, which makes
+        :math:`\mathbb E f = 0`, and neurons in pairs :math:`\pm w_j`, so that f vanishes almost nowhere.
+    ``"gaussians"``
+        K equally likely classes :math:`x = m_k + z`, :math:`z \sim \mathcal N(0, I_d)`, whose means are
+        the corners of a regular simplex around the origin with edge `separation`.
+    ``"mnist"``, ``"fashion-mnist"``, ``"cifar10"``
+        The official images, downloaded once, or read where the variable ``NCLIB_DATA`` points.
+
+    Parameters
+    ----------
+    name : str
+        One of the names above.
+    classes : sequence of int or str, or int, optional
+        The classes to keep, by index or name, in label order: of two, the first has y = +1.
+        For ``"gaussians"`` the number K ≥ 2 of classes (default 2); not for ``"teacher"``.
+    n : int, optional
+        Training points in all, drawn evenly over the classes as far as possible (synthetic sets: drawn
+        independently).  Default: 80% of digits, 12 synthetic points, the whole official training set.
+        A smaller `n` with the same seed is a subset of a larger one.
+    n_test : int, optional
+        Test points in all.  Default: all that is left of digits, 1,000 synthetic points, the official
+        test set.
+    seed : int
+        Fixes the split, the synthetic truth and sample, and the label noise.
+    unit_norm : bool
+        Divide every input by its own Euclidean norm.
+    standardise : bool
+        First subtract the mean and divide by the standard deviation of the chosen training images,
+        channel by channel.  Not for synthetic sets, whose truth it would change.
+    flat : bool, optional
+        Inputs as vectors rather than (C, H, W) images.  Default: vectors for digits only.
+    noise : float in [0, 1]
+        Share of the training labels that is redrawn uniformly over all K classes, so that a share
+        ``noise * (1 - 1/K)`` is wrong on average.  Test labels stay clean.
+    d, width, separation : int, int, float, optional
+        Synthetic sets: input dimension (default 20); even hidden width of the teacher (default 4); distance
+        of two class means in units of the noise (default 3).
+    verify : bool, optional
+        Official sets: compare checksums (default True); False goes on with files that differ.
+    dtype, device
+        Of the inputs.
+
+    Returns
+    -------
+    Data
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, class or option, and for a number out of range; the message says what to write.
+
+    Notes
+    -----
+    Dividing by the norm keeps the sign of every bias-free network, hence the truth of both synthetic sets.
+    For ``"gaussians"`` the Bayes rule is :math:`\arg\max_k\langle m_k, x\rangle` on the sphere as in space,
+    with error :math:`1-\int\varphi(t-s/\sqrt2)\,\Phi(t)^{K-1}dt`, which is :math:`\Phi(-s/2)` for K = 2.
+    If all n labels of a teacher agree, teacher and inputs are drawn again.
+    The label noise is that of Zhang et al., "Understanding deep learning requires rethinking
+    generalization" (2017).  Used from Chapter 2 on.
+
+    Examples
+    --------
+    >>> data("teacher", n=12, d=20, seed=1).x.shape
+    torch.Size([12, 20])
+    >>> round(data("gaussians", separation=2.0).bayes_error, 4)
+    0.1587
+    """
+    _check_name(name)
+    _check_options(name, d=d, width=width, separation=separation, verify=verify)
+    check_common(seed, noise, dtype)
+    if name in SYNTHETIC:
+        if standardise:
+            raise ValueError(f"standardise=True: it would change the known truth of {name!r}; leave it out")
+        raw = _draw(name, classes, n, n_test, seed, d, width, separation)
+    else:
+        from . import image_sets
+
+        raw = choose(name, image_sets.load(name, verify=verify is not False), classes, n, n_test, seed)
+    flat = name == "digits" if flat is None else flat
+    return _finish(name, raw, unit_norm, standardise, flat, noise, seed, dtype, device)
+
+
+def from_arrays(
+    x: Any,
+    labels: Any,
+    x_test: Any = None,
+    labels_test: Any = None,
+    *,
+    name: str = "arrays",
+    classes: Sequence[int | str] | None = None,
+    seed: int = 0,
+    unit_norm: bool = True,
+    standardise: bool = False,
+    noise: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Data:
+    """Make a :class:`Data` from your own arrays or tensors, with the checks of :func:`data`.
+
+    Parameters
+    ----------
+    x, x_test : array_like, shapes (N, ...) and (N_test, ...)
+        Finite real inputs: vectors (N, d) or images (N, C, H, W).
+    labels, labels_test : array_like, shapes (N,) and (N_test,)
+        Integers or strings.
+    name : str
+        What to call the set.
+    classes : sequence of int or str, optional
+        The label values to keep, in label order.  Default: all values of `labels`, sorted, except that
+        labels -1 and +1 are taken in the order (+1, -1), so that ``y`` equals the labels given.
+    seed, unit_norm, standardise, noise, dtype, device
+        As in :func:`data`; `standardise` works channel by channel on images, entry by entry on vectors.
+
+    Returns
+    -------
+    Data
+
+    Raises
+    ------
+    ValueError
+        For NaN or infinite inputs, shapes that do not fit, unknown classes, or fewer than two.
+
+    Examples
+    --------
+    >>> own = from_arrays([[3.0, 4.0], [0.0, 2.0]], [1, -1])
+    >>> own.x.tolist(), own.y.tolist()
+    ([[0.6000000238418579, 0.800000011920929], [0.0, 1.0]], [1.0, -1.0])
+    """
+    check_common(seed, noise, dtype)
+    train, values = check_inputs("x", x), check_labels("labels", labels)
+    if (x_test is None) != (labels_test is None):
+        missing = "x_test" if x_test is None else "labels_test"
+        raise ValueError(f"{missing}=None: a test set needs x_test and labels_test; give both or neither")
+    test = train[:0] if x_test is None else check_inputs("x_test", x_test)
+    values_test = values[:0] if labels_test is None else check_labels("labels_test", labels_test)
+    for word, inputs, marks in (("", train, values), ("_test", test, values_test)):
+        if len(inputs) != len(marks):
+            raise ValueError(
+                f"labels{word}: {len(marks)} labels for {len(inputs)} inputs; give one for each row"
+            )
+    if test.shape[1:] != train.shape[1:]:
+        raise ValueError(
+            f"x_test: inputs of shape {test.shape[1:]}, but x has {train.shape[1:]}; give both the same shape"
+        )
+    present = sorted(set(values.tolist()))
+    if present == [-1, 1]:
+        present = [1, -1]
+    unknown = sorted(set(values_test.tolist()) - set(present), key=str)
+    if unknown and classes is None:
+        raise ValueError(
+            f"labels_test: value {unknown[0]!r} is not among the training labels; leave those rows out, "
+            f"or list the classes to keep in `classes`"
+        )
+    keep = [present[k] for k in check_classes(name, present if classes is None else classes, present)]
+    marks, marks_test = relabel(values, keep), relabel(values_test, keep)
+    kept, kept_test = marks >= 0, marks_test >= 0
+    names = tuple(map(str, keep))
+    raw = Raw(names, train[kept], marks[kept], test[kept_test], marks_test[kept_test])
+    return _finish(name, raw, unit_norm, standardise, False, noise, seed, dtype, device)
+
+
+def _draw(
+    name: str,
+    classes: Any,
+    n: int | None,
+    n_test: int | None,
+    seed: int,
+    d: int | None,
+    width: int | None,
+    separation: float | None,
+) -> Raw:
+    from . import synthetic
+
+    n = 12 if n is None else check_count("n", n, 1)
+    n_test = 1000 if n_test is None else check_count("n_test", n_test, 0)
+    d = 20 if d is None else check_count("d", d, 1)
+    if name == "teacher":
+        if classes is not None:
+            raise ValueError(f"classes={classes!r}: 'teacher' always has two classes; leave `classes` out")
+        width = 4 if width is None else check_count("width", width, 2)
+        return synthetic.teacher(n, n_test, d=d, width=width, seed=seed)
+    separation = 3.0 if separation is None else separation
+    return synthetic.gaussians(n, n_test, d=d, classes=classes, separation=separation, seed=seed)
+
+
+def _finish(
+    name: str,
+    raw: Raw,
+    unit_norm: bool,
+    standardise: bool,
+    flat: bool,
+    noise: float,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device | str | None,
+) -> Data:
+    x, x_test = (_tensor(part, raw.divisor, dtype, device) for part in (raw.x, raw.x_test))
+    if standardise:
+        axes = (0,) if x.ndim == 2 else (0, *range(2, x.ndim))
+        std, mean = torch.std_mean(x, dim=axes, correction=0, keepdim=True)
+        std[std == 0] = 1  # a constant channel is only centred
+        x, x_test = x.sub_(mean).div_(std), x_test.sub_(mean).div_(std)
+    if unit_norm:
+        _normalise("x", x)
+        _normalise("x_test", x_test)
+    if flat:
+        x, x_test = x.flatten(1), x_test.flatten(1)
+    labels = redraw(raw.labels, len(raw.classes), noise, seed)
+    return Data(
+        name,
+        raw.classes,
+        x.to(device, dtype),
+        torch.tensor(labels, device=device),
+        x_test.to(device, dtype),
+        torch.tensor(raw.labels_test, device=device),
+        tuple(torch.tensor(weight, dtype=dtype, device=device) for weight in raw.truth),
+        raw.bayes_error,
+    )
+
+
+def _tensor(
+    part: NDArray[Any], divisor: float, dtype: torch.dtype, device: torch.device | str | None
+) -> Tensor:
+    """Bytes travel to the device as bytes and widen there; nothing is rounded below float32 until the end."""
+    if part.dtype == np.uint8:
+        wide = torch.promote_types(dtype, torch.float32)
+        return torch.from_numpy(part).to(device).to(wide).div_(divisor)
+    return torch.tensor(part, dtype=torch.float64)
+
+
+def _normalise(word: str, x: Tensor) -> None:
+    # In float64, which Apple's mps lacks, and a few rows at a time, or the copy would outweigh the data.
+    wide = torch.float32 if x.device.type == "mps" else torch.float64
+    norms = torch.cat([rows.to(wide).norm(dim=1) for rows in torch.split(x.flatten(1), 4096)]).to(x.dtype)
+    zero = (norms == 0).nonzero()
+    if len(zero):
+        raise ValueError(
+            f"{word}: row {int(zero[0])} is all zeros, which cannot be scaled to norm 1; "
+            f"leave it out, or write unit_norm=False"
+        )
+    x.div_(norms.reshape(-1, *[1] * (x.ndim - 1)))
+
+
+def _check_name(name: str) -> None:
+    if name not in NAMES:
+        near = difflib.get_close_matches(str(name).lower(), NAMES, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        known = ", ".join(map(repr, NAMES))
+        raise ValueError(f"name={name!r}: unknown data set; {hint}write one of {known}")
+
+
+def _check_options(name: str, **options: object) -> None:
+    for option, value in options.items():
+        owners = _OWNERS[option]
+        if value is not None and name not in owners:
+            names = ", ".join(map(repr, owners))
+            raise ValueError(f"{option}={value!r}: no option of {name!r}, only of {names}; leave it out")

@@ -1,0 +1,360 @@
+r"""Networks that are trained together: their parameters, batches, gradients and steps.
+
+An `Ensemble` holds M networks of one architecture that differ in the values of their hyper-parameters.
+Parameters, gradients and momenta are each one flat tensor in which every parameter is a block (M, ...),
+so that a step of SGD is a handful of operations, whatever M and the depth.  Three engines compute
+gradients; `choose` picks one:
+
+``stacked``  batched matrix products without autograd (`nclib.stacked`): perceptrons.
+``vmap``     `torch.func.vmap` over any architecture: where launching operations is what costs (a GPU).
+``loop``     each network by itself: where one network fills the processor (convolutions on a CPU).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad_and_value, vmap
+
+from .models import MLP, Architecture, Net
+from .optim import SGD, mean_loss
+from .stacked import Activations, StackedMLP, can_stack
+
+__all__ = ["Ensemble", "choose", "chunk_size", "permutation", "threads_for"]
+
+Engine = Literal["stacked", "vmap", "loop"]
+
+# Numbers (not bytes) of activations that members share a step for; measured on a CPU, a guess on a GPU.
+_ROOM = {"cpu": 2**21, "cuda": 2**30}
+# Multiplications in a step below which a second thread costs more than it brings; measured.
+_SMALL = 2e6
+_ALIGN = 16  # numbers, 64 bytes of float32
+
+
+def choose(arch: Architecture, opt: SGD, device: torch.device) -> Engine:
+    """The engine that measured fastest for this architecture on this kind of device."""
+    if can_stack(arch) and opt.precision != "bf16":
+        return "stacked"
+    return "vmap" if device.type == "cuda" or isinstance(arch, MLP) else "loop"
+
+
+def chunk_size(net: Net, n: int, members: int, engine: Engine) -> int:
+    """How many members to train as one: as many as keep the activations of a batch of n in a cache."""
+    if engine == "loop":
+        return 1
+    room = _ROOM.get(next(net.parameters()).device.type, _ROOM["cpu"])
+    most = max(1, min(members, room // (n * widths(net))))
+    return -(-members // -(-members // most))  # the fewest chunks, of about equal size
+
+
+def widths(net: Net) -> int:
+    """Numbers that one sample leaves in the network: its input and all activations."""
+    if isinstance(net.arch, MLP):
+        return math.prod(net.input_shape) + sum(net.arch.widths) + net.outputs
+    _, height, width = net.input_shape
+    return height * width * max(net.arch.widths)
+
+
+@contextlib.contextmanager
+def threads_for(net: Net, n: int, members: int) -> Iterator[None]:
+    """One thread, where the products of a step are too small to share; the former number afterwards."""
+    before = torch.get_num_threads()
+    if isinstance(net.arch, MLP) and n * members * sum(p.numel() for p in net.parameters()) < _SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Ensemble:
+    """M networks of one architecture and all that training them needs, on one device.
+
+    Parameters
+    ----------
+    net : a network of the architecture, on the device; its own parameters do not matter.
+    params, momenta : by parameter name, each (M, ...); copied.
+    hyper : for each member the numbers `seed`, `lr`, `momentum`, `weight_decay`.
+    opt : what the members share.
+    x : (N, ...) inputs.
+    y : targets, (N, K) for all members or (M, N, K).
+    engine : see the module.
+    """
+
+    def __init__(
+        self,
+        net: Net,
+        params: Mapping[str, Tensor],
+        momenta: Mapping[str, Tensor],
+        hyper: Sequence[Mapping[str, Any]],
+        opt: SGD,
+        x: Tensor,
+        y: Tensor,
+        engine: Engine,
+    ) -> None:
+        self.net, self.opt, self.x, self.y, self.engine = copy.deepcopy(net).train(), opt, x, y, engine
+        self.members, self.norm = len(hyper), net.arch.norm
+        self.seeds = [int(h["seed"]) for h in hyper]
+        self._allocate(params, momenta)
+        self.lr = self._spread([-h["lr"] for h in hyper])
+        self.momentum = self._spread([h["momentum"] for h in hyper])
+        self.decay = self._spread([2 * h["weight_decay"] for h in hyper])
+        self.decay_each = self.flat.new_tensor([2 * h["weight_decay"] for h in hyper])
+        self.stack: StackedMLP | None = None
+        if engine == "stacked":
+            self.stack = StackedMLP(net.arch, self.params, self.grads, opt.loss, opt.reduction)
+            self.x = x.flatten(1)
+            self.x_t, self.y_t = self.x.t(), y.mT
+        elif engine == "loop":
+            for name, p in self.net.named_parameters():
+                p.data, p.grad = self.params[name][0], self.grads[name][0]
+        self.table = y.reshape(-1, y.shape[-1])  # one row for each target, member after member
+        self.offsets = torch.arange(self.members, device=y.device).unsqueeze(1) * len(x)
+        self.batch = len(x) if opt.batch is None else min(opt.batch, len(x))
+        self.steps_per_epoch = math.ceil(len(x) / self.batch)
+        self._rooms: dict[int, Activations] = {}
+        # Capturing a graph costs some steps; a rate that never stays would ask for one an epoch.
+        self._graphed = x.is_cuda and engine != "loop" and opt.schedule != "cosine"
+        self._graphs: dict[tuple[int, float], tuple[Any, Tensor, Tensor]] = {}
+
+    def _allocate(self, params: Mapping[str, Tensor], momenta: Mapping[str, Tensor]) -> None:
+        """Flat tensors for parameters, gradients and momenta; decaying parameters come first."""
+        self.decay_on = self.opt.decays(self.net.arch)
+        names = [name for name, _ in self.net.named_parameters()]
+        self.decaying = _decaying(names, self.decay_on)
+        order = self.decaying + [name for name in names if name not in self.decaying]
+        # Every block starts where a vector of the processor may: matrix products round by where they start.
+        self._sizes = [-(-params[name].numel() // _ALIGN) * _ALIGN for name in order]
+        self.decay_size = sum(self._sizes[: len(self.decaying)])
+        self.spheres = [name for name in order if self.norm == "lm" and name != "scale"]
+        flats = [params[order[0]].new_zeros(sum(self._sizes)) for _ in range(3)]
+        self.flat, self.flat_grad, self.flat_momentum = flats
+        self.params, self.grads, self.momenta = (
+            {
+                name: block[: params[name].numel()].view(params[name].shape)
+                for name, block in zip(order, torch.split(flat, self._sizes), strict=True)
+            }
+            for flat in flats
+        )
+        for name in order:
+            self.params[name].copy_(params[name])
+            self.momenta[name].copy_(momenta[name])
+
+    def _spread(self, values: Sequence[float]) -> float | Tensor:
+        """One number if the members agree (much cheaper), otherwise one for each entry of a flat tensor."""
+        if len(set(values)) == 1:
+            return float(values[0])
+        column, spread = self.flat.new_tensor(values), torch.zeros_like(self.flat)
+        for block, p in zip(torch.split(spread, self._sizes), self.params.values(), strict=True):
+            block[: p.numel()] = column.repeat_interleave(p.numel() // self.members)
+        return spread
+
+    # ------------------------------------------------------------------------------------- training
+
+    @torch.no_grad()
+    def advance(self, first: int, last: int) -> Tensor:
+        """Train from the end of epoch `first` to the end of epoch `last`.
+
+        Returns
+        -------
+        Tensor : (steps, M), finite as long as the member's loss at the start of that step was.
+        """
+        self.net.train()
+        sizes = self.flat.new_zeros(((last - first) * self.steps_per_epoch, self.members))
+        rows = iter(sizes)
+        for epoch in range(first, last):
+            rate = self.opt.rate(epoch)
+            if self.batch == len(self.x):
+                self._step(None, rate, next(rows))
+                continue
+            order = torch.stack([permutation(len(self.x), seed, epoch) for seed in self.seeds])
+            for index in torch.split(order.to(self.x.device), self.batch, dim=1):
+                self._step(index, rate, next(rows))
+        return sizes
+
+    def _step(self, index: Tensor | None, rate: float, size: Tensor) -> None:
+        """One step on all samples, or on those of `index` (M, n)."""
+        if self._graphed:
+            self._replay(index, rate, size)
+        else:
+            self._gradient(index, size)
+            self._update(rate)
+
+    def _gradient(self, index: Tensor | None, size: Tensor) -> None:
+        if self.stack:
+            self._stacked_gradient(self.stack, index, size)
+        elif self.engine == "loop":
+            self._loop_gradient(index, size)
+        else:
+            self._vmap_gradient(index, size)
+
+    def _stacked_gradient(self, stack: StackedMLP, index: Tensor | None, size: Tensor) -> None:
+        n = len(self.x) if index is None else index.shape[1]
+        if n not in self._rooms:
+            self._rooms[n] = Activations(stack, n)
+        if index is None:
+            stack.gradient(self._rooms[n], self.x, self.x_t, self.y_t, size)
+        else:
+            x = self._samples(index)
+            stack.gradient(self._rooms[n], x, x.mT, self._targets(index).mT, size)
+
+    def _samples(self, index: Tensor) -> Tensor:
+        return self.x.index_select(0, index.reshape(-1)).view(*index.shape, *self.x.shape[1:])
+
+    def _targets(self, index: Tensor) -> Tensor:
+        rows = index + self.offsets if self.y.dim() == 3 else index
+        return self.table.index_select(0, rows.reshape(-1)).view(*index.shape, -1)
+
+    def _loop_gradient(self, index: Tensor | None, size: Tensor) -> None:
+        rows = slice(None) if index is None else index[0]
+        self.flat_grad.zero_()
+        with torch.enable_grad():
+            loss = self._loss(None, self.x[rows], self.table[rows])
+        loss.backward()  # type: ignore[no-untyped-call]
+        size.copy_(loss.detach())
+
+    def _vmap_gradient(self, index: Tensor | None, size: Tensor) -> None:
+        own = 0 if index is not None else None
+        x = self.x if index is None else self._samples(index)
+        y = self.y if index is None else self._targets(index)
+        over = (0, own, 0 if y.dim() == 3 else None)
+        grads, losses = vmap(grad_and_value(self._loss), in_dims=over)(self.params, x, y)
+        for name, grad in grads.items():
+            self.grads[name].copy_(grad)
+        size.copy_(losses)
+
+    def _loss(self, params: dict[str, Tensor] | None, x: Tensor, y: Tensor) -> Tensor:
+        """Mean loss of one network, the ensemble's own or one with the parameters given."""
+        bf16 = self.opt.precision == "bf16"
+        with torch.autocast(x.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
+            f = self.net(x) if params is None else functional_call(self.net, params, (x,))
+        return mean_loss(f.view(y.shape).to(y.dtype), y, self.opt.loss, self.opt.reduction)
+
+    # --------------------------------------------------------------------------------------- a step
+
+    def _update(self, rate: float) -> None:
+        """Weight decay, momentum and step; under LM the tangent plane before and the sphere after."""
+        grad = self.flat_grad
+        decayed = slice(self.decay_size)
+        if self.decay_on == "rho" and self.norm != "lm":
+            self._decay_product()
+        elif isinstance(self.decay, Tensor):
+            grad[decayed].addcmul_(self.flat[decayed], self.decay[decayed])
+        elif self.decay:
+            grad[decayed].add_(self.flat[decayed], alpha=self.decay)
+        for name in self.spheres:
+            v, g = self.params[name].flatten(1), self.grads[name].flatten(1)
+            g.sub_((v * g).sum(1, keepdim=True) * v)
+        if isinstance(self.momentum, Tensor):
+            grad = torch.addcmul(grad, self.flat_momentum, self.momentum, out=self.flat_momentum)
+        elif self.momentum:
+            grad = torch.add(grad, self.flat_momentum, alpha=self.momentum, out=self.flat_momentum)
+        if isinstance(self.lr, Tensor):
+            self.flat.addcmul_(grad, self.lr, value=rate)
+        else:
+            self.flat.add_(grad, alpha=self.lr * rate)
+        for name in self.spheres:
+            v = self.params[name].flatten(1)
+            v.div_(torch.linalg.vector_norm(v, dim=1, keepdim=True))
+
+    def _decay_product(self) -> None:
+        """Gradient of λρ² = λ Π‖W_k‖², which is 2λρ² W_k/‖W_k‖²."""
+        rows = [self.params[name].view(self.members, -1) for name in self.decaying]
+        squares = [row.square().sum(1) for row in rows]
+        product = torch.stack(squares).prod(0)
+        for name, row, square in zip(self.decaying, rows, squares, strict=True):
+            factor = (self.decay_each * product / square).unsqueeze(1)
+            self.grads[name].view(self.members, -1).addcmul_(row, factor)
+
+    @torch.no_grad()
+    def penalty(self) -> Tensor:
+        """What weight decay adds to the loss of each member, λ R(W): (M,) float64."""
+        carriers = [self.params[name].double().view(self.members, -1) for name in self.decaying]
+        squares = torch.stack([carrier.square().sum(1) for carrier in carriers])
+        on_product = self.decay_on == "rho" and self.norm != "lm"
+        return self.decay_each.double() / 2 * (squares.prod(0) if on_product else squares.sum(0))
+
+    def weights(self) -> list[Tensor]:
+        """The parameters that hold the layers' weights, in order, each (M, ...)."""
+        return [
+            self.params[name] for name, _ in self.net.named_parameters() if name.endswith((".weight", ".direction"))
+        ]
+
+    def member(self, i: int) -> Net:
+        """Member i as a network, valid until the next call or step."""
+        if self.engine != "loop":
+            with torch.no_grad():
+                for name, p in self.net.named_parameters():
+                    p.copy_(self.params[name][i])
+        return self.net
+
+    # ----------------------------------------------------------------------------------- CUDA graphs
+
+    def _replay(self, index: Tensor | None, rate: float, size: Tensor) -> None:
+        """A step as one launch: recorded the first time, replayed from then on."""
+        key = (0 if index is None else index.shape[1], rate)
+        if key not in self._graphs and not self._record(key, index, rate):
+            self._gradient(index, size)
+            self._update(rate)
+            return
+        graph, own_index, own_size = self._graphs[key]
+        if index is not None:
+            own_index.copy_(index)
+        graph.replay()
+        size.copy_(own_size)
+
+    def _record(self, key: tuple[int, float], index: Tensor | None, rate: float) -> bool:
+        state = self.flat.clone(), self.flat_momentum.clone()
+        own_index = None if index is None else index.clone()
+        own_size = self.flat.new_zeros(self.members)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # libraries set themselves up in the first calls
+                for _ in range(3):
+                    self._gradient(own_index, own_size)
+                    self._update(rate)
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph):
+                self._gradient(own_index, own_size)
+                self._update(rate)
+        except RuntimeError as error:
+            warnings.warn(f"no CUDA graph of a training step ({error}); going on without", stacklevel=2)
+            self._graphed = False
+        self.flat.copy_(state[0])
+        self.flat_momentum.copy_(state[1])
+        self._graphs[key] = (graph, own_size if own_index is None else own_index, own_size)
+        return self._graphed
+
+
+def permutation(n: int, seed: int, epoch: int) -> Tensor:
+    """Order of n samples that depends on the seed and the epoch alone.
+
+    So a member's batches do not depend on its ensemble, and resuming needs no generator's state.
+
+    Examples
+    --------
+    >>> sorted(permutation(5, seed=0, epoch=3).tolist())
+    [0, 1, 2, 3, 4]
+    """
+    # The generator looks at 32 bits of its seed: mix both numbers into all of them (splitmix64).
+    z = (seed * 0x9E3779B97F4A7C15 + (epoch + 1) * 0xD1B54A32D192ED03) % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return torch.randperm(n, generator=torch.Generator().manual_seed((z ^ (z >> 31)) % 2**32))
+
+
+def _decaying(names: Sequence[str], on: str) -> list[str]:
+    """Parameters that carry the norms on which weight decay acts."""
+    if "scale" in names:
+        return ["scale"]
+    carriers = [n for n in names if n.startswith("layers.") and n.endswith((".weight", ".gain"))]
+    return carriers[-1:] if on == "last" else carriers

@@ -1,0 +1,281 @@
+"""Digits, MNIST, Fashion-MNIST and CIFAR-10 as arrays of bytes.
+
+Digits come with scikit-learn.  The official files of the others are taken from the folder that ``NCLIB_DATA``
+names, where they are only ever read; without it, they are downloaded once into this user's cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import math
+import os
+import shutil
+import tarfile
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .raw import Raw
+
+CACHE = "small-norm-large-margin"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an image set comes from and what its files are called."""
+
+    base_url: str
+    folder: str  # in NCLIB_DATA and in the cache
+    md5: dict[str, str]  # by file to download
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]  # of one image: channels, height, width
+    counts: tuple[int, int]  # training and test images
+
+
+_IDX = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz")
+_IDX_TEST = ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
+_BATCHES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
+_BATCH_TEST = "test_batch.bin"
+
+SOURCES = {
+    "mnist": Source(
+        base_url="https://ossci-datasets.s3.amazonaws.com/mnist/",
+        folder="mnist",
+        md5={
+            "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+            "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+            "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+        },
+        classes=tuple("0123456789"),
+        shape=(1, 28, 28),
+        counts=(60_000, 10_000),
+    ),
+    "fashion-mnist": Source(
+        base_url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        folder="fashion-mnist",
+        md5={
+            "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+            "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+            "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+        },
+        classes=(
+            *("t-shirt", "trouser", "pullover", "dress", "coat"),
+            *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+        ),
+        shape=(1, 28, 28),
+        counts=(60_000, 10_000),
+    ),
+    "cifar10": Source(
+        base_url="https://www.cs.toronto.edu/~kriz/",
+        folder="cifar-10-batches-bin",
+        md5={"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"},
+        classes=(
+            *("airplane", "automobile", "bird", "cat", "deer"),
+            *("dog", "frog", "horse", "ship", "truck"),
+        ),
+        shape=(3, 32, 32),
+        counts=(50_000, 10_000),
+    ),
+}
+
+
+def load(name: str, *, verify: bool = True) -> Raw:
+    """Read an image set, after downloading it if need be.
+
+    Parameters
+    ----------
+    name : str
+        ``"digits"`` or a key of `SOURCES`.
+    verify : bool
+        Compare md5 checksums, or numbers of images where there is no official checksum (CIFAR-10's unpacked
+        batches); False goes on with whatever can be read.
+
+    Returns
+    -------
+    Raw
+        Images of bytes (N, C, H, W).
+
+    Raises
+    ------
+    FileNotFoundError
+        If NCLIB_DATA is set and lacks a file.
+    ValueError
+        If a file is damaged, or not the official one.
+    """
+    if name == "digits":
+        return _digits()
+    given = os.environ.get("NCLIB_DATA")
+    folder = Path(given).expanduser() if given else cache_folder()
+    folder = folder / SOURCES[name].folder
+    if name == "cifar10":
+        return _load_batches(name, folder, bool(given), verify)
+    return _load_idx(name, folder, bool(given), verify)
+
+
+def cache_folder() -> Path:
+    """Folder of downloaded files, in the place that the operating system has for caches."""
+    import pooch
+
+    return Path(pooch.os_cache(CACHE))
+
+
+def _load_idx(name: str, folder: Path, given: bool, verify: bool) -> Raw:
+    source = SOURCES[name]
+    paths = {file: folder / file for file in (*_IDX, *_IDX_TEST)}
+    for file, path in paths.items():
+        if given:
+            _check_given(name, path, source.md5[file] if verify else None)
+        else:
+            from .download import fetch
+
+            fetch(source.base_url + file, path, md5=source.md5[file] if verify else None)
+
+    def read(images: str, labels: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        x, marks = read_idx(paths[images]), read_idx(paths[labels])
+        if x.shape[1:] != source.shape[1:] or marks.shape != x.shape[:1]:
+            raise ValueError(
+                f"{paths[images]}: images of shape {x.shape} and labels of shape {marks.shape} do not make "
+                f"{name}; replace both files by the official ones"
+            )
+        return x[:, None], _check_labels(paths[labels], marks, len(source.classes))
+
+    return Raw(source.classes, *read(*_IDX), *read(*_IDX_TEST), divisor=255.0)
+
+
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """Array of bytes in a gzipped idx file: two zeros, type 8, rank, the big-endian shape, the values."""
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: damaged gzip file ({error}); replace it by the official one") from error
+    rank = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
+    start = 4 + 4 * rank
+    if rank == 0 or len(content) < start:
+        raise ValueError(f"{path}: not an idx file of bytes; replace it by the official one")
+    shape = tuple(np.frombuffer(content, ">u4", rank, offset=4).tolist())
+    if len(content) - start != math.prod(shape):
+        raise ValueError(
+            f"{path}: {len(content) - start} values where the header says {shape}; "
+            f"replace it by the official one"
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _load_batches(name: str, folder: Path, given: bool, verify: bool) -> Raw:
+    source = SOURCES[name]
+    paths = [folder / file for file in (*_BATCHES, _BATCH_TEST)]
+    if not given and not all(path.exists() for path in paths):
+        _unpack(source, folder, paths, verify)
+    for path in paths:
+        _check_given(name, path, None)
+    train, test = read_batches(paths[:-1], source.shape), read_batches(paths[-1:], source.shape)
+    found = (len(train), len(test))
+    if verify and found != source.counts:
+        raise ValueError(
+            f"{folder}: {found[0]} + {found[1]} images, where {name} has {source.counts[0]} + "
+            f"{source.counts[1]}; complete the folder, or write verify=False to go on with what is there"
+        )
+    if verify and given:
+        _say_once(f"{name}: unpacked batches have no official checksum; sizes and labels are right")
+
+    def split(rows: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        labels = _check_labels(folder, rows[:, 0], len(source.classes))
+        return rows[:, 1:].reshape(-1, *source.shape), labels
+
+    return Raw(source.classes, *split(train), *split(test), divisor=255.0)
+
+
+def read_batches(paths: list[Path], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Rows of one label byte and the image's bytes, channel by channel, of several files in turn."""
+    width = 1 + math.prod(shape)
+    sizes = [path.stat().st_size for path in paths]
+    for path, size in zip(paths, sizes, strict=True):
+        if size % width or not size:
+            raise ValueError(
+                f"{path}: {size} bytes, not a multiple of {width} (a label and an image); "
+                f"the file is cut short: replace it"
+            )
+    rows = np.empty((sum(sizes) // width, width), dtype=np.uint8)
+    start = 0
+    for path, size in zip(paths, sizes, strict=True):
+        stop = start + size // width
+        rows[start:stop] = np.fromfile(path, dtype=np.uint8).reshape(-1, width)
+        start = stop
+    return rows
+
+
+def _unpack(source: Source, folder: Path, paths: list[Path], verify: bool) -> None:
+    """Download the archive, unpack it beside the final folder and give that its name in one step."""
+    from .download import fetch, lock, storing
+
+    ((file, md5),) = source.md5.items()
+    with storing(folder), lock(folder):
+        if all(path.exists() for path in paths):
+            return  # another process was here first
+        archive = fetch(source.base_url + file, folder.parent / file, md5=md5 if verify else None)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            with tarfile.open(archive) as tar:
+                for path in paths:
+                    member = tar.extractfile(f"{folder.name}/{path.name}")
+                    assert member is not None  # a regular file: it was looked up by name
+                    with member, (fresh / path.name).open("wb") as target:
+                        shutil.copyfileobj(member, target, 1 << 20)
+            fresh.chmod(0o755)
+            if folder.exists():  # incomplete, else this would not run
+                shutil.rmtree(folder)
+            fresh.replace(folder)
+        except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, KeyError) as error:
+            raise ValueError(
+                f"{archive}: not the official archive ({error}); delete it and load again with verify=True"
+            ) from error
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+        archive.unlink()  # what it held is there in full
+
+
+def _check_given(name: str, path: Path, md5: str | None) -> None:
+    """Make sure that a file of a user's folder is there and, with a checksum, that it is the official one."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file, but {name!r} needs it; put the official file there, "
+            f"or unset NCLIB_DATA to download it"
+        )
+    if md5 is not None:
+        import pooch
+
+        found = pooch.file_hash(str(path), alg="md5")
+        if found != md5:
+            raise ValueError(
+                f"{path}: md5 {found} is not the official {md5}; replace the file, "
+                f"or write verify=False to go on with it as it is"
+            )
+
+
+def _check_labels(path: Path, labels: NDArray[np.uint8], k: int) -> NDArray[np.int64]:
+    if len(labels) and labels.max() >= k:
+        raise ValueError(f"{path}: label {labels.max()} where 0..{k - 1} are possible; replace the file")
+    return labels.astype(np.int64)
+
+
+@functools.cache
+def _digits() -> Raw:
+    """The 1,797 images of 8×8 pixels that scikit-learn carries; they have no official split."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = bunch.images[:, None].astype(np.uint8)  # whole numbers 0..16
+    labels = bunch.target.astype(np.int64)
+    return Raw(tuple("0123456789"), images, labels, images[:0], labels[:0], divisor=16.0)
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    print(message)

@@ -1,0 +1,250 @@
+r"""What is minimised and by which steps: losses, codings of the labels, weight decay, SGD.
+
+The objective of one network with outputs $f(x_n)\in\mathbb R^K$ and targets $y_n$ is
+
+$$\mathcal L=\frac1N\sum_n\ell(f(x_n),y_n)+\lambda\,R(W),$$
+
+with $R=\sum_k\lVert W_k\rVert^2$, or $\rho^2$ under `norm="lm"`: the gradient gets $2\lambda W_k$.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .models import Architecture
+
+__all__ = ["SGD", "sgd"]
+
+Loss = Literal["square", "cross_entropy"]
+Reduction = Literal["mean", "sum"]
+Coding = Literal["auto", "sign", "one-hot"]
+DecayOn = Literal["auto", "layers", "last", "rho"]
+Precision = Literal["float32", "tf32", "bf16"]
+Schedule = str | tuple[tuple[int, float], ...]
+
+_CHOICES = {
+    "loss": get_args(Loss),
+    "reduction": get_args(Reduction),
+    "coding": get_args(Coding),
+    "weight_decay_on": get_args(DecayOn),
+    "precision": get_args(Precision),
+}
+
+
+@dataclass(frozen=True)
+class SGD:
+    """How networks are trained; made by `sgd`, which documents the fields."""
+
+    lr: float
+    momentum: float
+    batch: int | None
+    epochs: int
+    weight_decay: float
+    schedule: Schedule
+    loss: Loss
+    reduction: Reduction
+    coding: Coding
+    weight_decay_on: DecayOn
+    precision: Precision
+
+    def rate(self, epoch: int) -> float:
+        """Factor on the learning rate during the epoch that follows `epoch` finished ones."""
+        if self.schedule == "constant":
+            return 1.0
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+        assert not isinstance(self.schedule, str)
+        reached = [factor for start, factor in self.schedule if epoch >= start]
+        return reached[-1] if reached else 1.0
+
+    def outputs(self, classes: int) -> int:
+        """Outputs of a network that learns `classes` classes under this coding of the labels."""
+        if self.coding == "sign" and classes != 2:
+            raise ValueError(
+                f"coding='sign': the data have {classes} classes, not two; write coding='one-hot'"
+            )
+        return 1 if classes == 2 and self.coding != "one-hot" else classes
+
+    def decays(self, arch: Architecture) -> Literal["layers", "last", "rho"]:
+        """Which norms weight decay acts on for this architecture."""
+        on = self.weight_decay_on
+        if on == "auto":
+            return "rho" if arch.norm == "lm" else "layers"
+        if arch.norm == "lm" and on != "rho":
+            raise ValueError(
+                f"weight_decay_on={on!r}: under norm='lm' every layer has norm 1 and only rho can decay; "
+                "write weight_decay_on='rho'"
+            )
+        if arch.norm == "bn" and on == "rho":
+            raise ValueError(
+                "weight_decay_on='rho': under norm='bn' the loss does not see the norms of hidden layers; "
+                "write weight_decay_on='layers' or 'last'"
+            )
+        if not arch.homogeneous and arch.norm != "lm" and on == "rho":
+            raise ValueError("weight_decay_on='rho': a ResNet has no rho; write weight_decay_on='layers'")
+        return on
+
+
+def sgd(
+    lr: float = 0.01,
+    *,
+    momentum: float = 0.0,
+    batch: int | None = None,
+    epochs: int,
+    weight_decay: float = 0.0,
+    schedule: str | Sequence[tuple[int, float]] = "constant",
+    loss: Loss = "square",
+    reduction: Reduction = "mean",
+    coding: Coding = "auto",
+    weight_decay_on: DecayOn = "auto",
+    precision: Precision = "float32",
+) -> SGD:
+    r"""Stochastic gradient descent with momentum on a square or cross-entropy loss.
+
+    One step is $b\leftarrow\beta b+\nabla\mathcal L$, $W\leftarrow W-\eta b$, with
+
+    $$\mathcal L=\frac1N\sum_n\ell(f(x_n),y_n)+\lambda\sum_k\lVert W_k\rVert^2,$$
+
+    the mean being over the batch.  The gradient gets $2\lambda W_k$, so `weight_decay` λ here is
+    `torch.optim.SGD(weight_decay=2 * λ)`; a text that sums the loss over the N points where this
+    averages has $\lambda_{paper}=N\lambda$.
+
+    Parameters
+    ----------
+    lr : η > 0, the learning rate.
+    momentum : β in [0, 1).
+    batch : points in a mini-batch; None takes all of them (gradient descent).  Every epoch visits every
+        point once, in an order drawn from the network's own seed; the last batch may be smaller.
+    epochs : passes over the data, ≥ 1.  With full batches an epoch is one step.
+    weight_decay : λ ≥ 0.
+    schedule : "constant"; "cosine", $η_t = η(1+\cos(π t/T))/2$ in epochs t; or pairs (epoch, factor),
+        e.g. ``((200, 0.1), (350, 0.01))``, each in force from its epoch on.
+    loss : "square", $\lVert f-y\rVert^2$; or "cross_entropy", which is $\ln(1+e^{-yf})$ for one output.
+    reduction : what the square loss does with K outputs: their "mean", $\frac1K\lVert f-y\rVert^2$ (as in
+        Xu et al. 2023 and `torch.nn.MSELoss`), or their "sum".  With one output they are the same.
+    coding : targets of two classes: "sign", one output and ±1, or "one-hot", two outputs.  "auto" is
+        "sign" for two classes and "one-hot" for more.
+    weight_decay_on : "layers", $\lambda\sum_k\lVert W_k\rVert^2$ (under weight normalisation
+        $\lambda\sum_kg_k^2$); "last", the last layer only; "rho", $\lambda\rho^2$ (the paper's model).
+        "auto" is "rho" under `norm="lm"` and "layers" otherwise.  Biases and BN's affine part never decay.
+    precision : "float32"; or, for speed on a GPU and only on request, "tf32" or "bf16" (autocast).
+
+    Returns
+    -------
+    SGD
+
+    Raises
+    ------
+    ValueError : a number out of its range or an unknown choice.
+
+    Notes
+    -----
+    The loss is that of Chapters 2 to 6.  M. Xu et al., "Dynamics in deep classifiers trained with the
+    square loss", Research 6:0024 (2023).
+
+    Examples
+    --------
+    >>> opt = sgd(lr=0.1, epochs=10, schedule=((5, 0.1),))
+    >>> opt.rate(4), opt.rate(5)
+    (1.0, 0.1)
+    """
+    choices = dict(
+        loss=loss, reduction=reduction, coding=coding, weight_decay_on=weight_decay_on, precision=precision
+    )
+    for name, choice in choices.items():
+        if choice not in _CHOICES[name]:
+            options = ", ".join(map(repr, _CHOICES[name]))
+            raise ValueError(f"{name}={choice!r}: unknown; write one of {options}")
+    check_hyper("lr", lr)
+    check_hyper("momentum", momentum)
+    check_hyper("weight_decay", weight_decay)
+    _check_count("epochs", epochs)
+    if batch is not None:
+        _check_count("batch", batch)
+    return SGD(
+        float(lr), float(momentum), batch, epochs, float(weight_decay), _schedule(schedule), loss, reduction,
+        coding, weight_decay_on, precision,
+    )  # fmt: skip
+
+
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "lr": ("a learning rate > 0, e.g. lr=0.01", lambda v: v > 0),
+    "momentum": ("a number in [0, 1), e.g. momentum=0.9", lambda v: 0 <= v < 1),
+    "weight_decay": ("a number >= 0, e.g. weight_decay=0.001", lambda v: v >= 0),
+    "noise": ("a share of labels in [0, 1], e.g. noise=0.2", lambda v: 0 <= v <= 1),
+}
+
+
+def check_hyper(name: str, value: object) -> float:
+    """One hyper-parameter as a float, or an error that names it."""
+    expected, inside = _RANGES[name]
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (math.isfinite(number) and inside(number)):
+        raise ValueError(f"{name}={value!r}: expected {expected}")
+    return number
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}={value!r}: expected a whole number >= 1, e.g. {name}=100")
+
+
+def _schedule(schedule: object) -> Schedule:
+    if isinstance(schedule, str):
+        if schedule not in ("constant", "cosine"):
+            raise ValueError(f"schedule={schedule!r}: write 'constant', 'cosine' or ((epoch, factor), ...)")
+        return schedule
+    try:
+        pairs = tuple((int(epoch), float(factor)) for epoch, factor in schedule)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        pairs = ()
+    if not pairs or list(pairs) != sorted(pairs) or any(e < 0 or not f >= 0 for e, f in pairs):
+        raise ValueError(
+            f"schedule={schedule!r}: expected pairs (epoch, factor) in order, e.g. ((200, 0.1), (350, 0.01))"
+        )
+    return pairs
+
+
+def targets(labels: Tensor, outputs: int, classes: int, dtype: torch.dtype) -> Tensor:
+    """Targets (N, outputs): ±1 with +1 for the first class, or one-hot."""
+    if outputs == 1:
+        return (1 - 2 * labels).to(dtype).unsqueeze(1)
+    return F.one_hot(labels, classes).to(dtype)
+
+
+def mean_loss(f: Tensor, y: Tensor, loss: str, reduction: str) -> Tensor:
+    """Mean loss over the batch: f and y of shape (..., n, K), the result of shape (...)."""
+    if loss == "square":
+        per_point = (f - y).square()
+        return per_point.mean((-2, -1)) if reduction == "mean" else per_point.sum(-1).mean(-1)
+    if f.shape[-1] == 1:
+        return F.softplus(-f * y).mean((-2, -1))
+    return -(y * F.log_softmax(f, dim=-1)).sum(-1).mean(-1)
+
+
+def loss_gradient(f: Tensor, y: Tensor, out: Tensor, size: Tensor, loss: str, reduction: str) -> None:
+    """Gradient of `mean_loss` in f, into `out`, for the transposed shapes (M, K, n).
+
+    `size` (M,) gets one number a member that is finite exactly as long as its loss is.
+    """
+    n = f.shape[2]
+    if loss == "square":
+        torch.sub(f, y, out=out)
+        torch.linalg.vector_norm(out, dim=(1, 2), out=size)
+        out.mul_(2.0 / (n * f.shape[1] if reduction == "mean" else n))
+        return
+    torch.linalg.vector_norm(f, dim=(1, 2), out=size)
+    if f.shape[1] == 1:
+        torch.mul(torch.sigmoid(-f * y), y, out=out).mul_(-1.0 / n)
+    else:
+        torch.sub(torch.softmax(f, dim=1), y, out=out).mul_(1.0 / n)

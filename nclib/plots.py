@@ -1,0 +1,176 @@
+"""One house style for every figure, and the one line plot that most of them are.
+
+Colours are seaborn's colour-blind-safe palette; lines also differ in dash, so that no figure depends on colour
+alone. Figures stand on their own pale paper and so read the same on a light and a dark page.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PAPER = "#fdfcf9"
+INK = "#22252b"
+
+#: Axis labels: the symbol of the notation page and the word.
+LABELS = {
+    "t": "time $t$",
+    "epoch": "epoch",
+    "rho": r"norm $\rho$",
+    "rho0": r"initial norm $\rho_0$",
+    "rho_eq": r"predicted norm $\mu/(M+\lambda)$",
+    "weight_decay": r"weight decay $\lambda$",
+    "lambda_t": r"$\lambda t$",
+    "mu": r"mean margin $\mu$",
+    "sigma_over_mu": r"relative spread of the margins $\sigma/\mu$",
+    "mse": r"training loss $\langle(\rho f_n-y_n)^2\rangle$",
+    "loss": r"regularised loss $\mathcal{L}$",
+    "excess": r"$\mathcal{L}-\mathcal{L}_{\min}$, relative",
+    "margin": r"normalised margin $m_n$",
+    "margin_min": r"smallest margin $\min_n m_n$",
+    "angle": "angle (degrees)",
+    "dt": r"step $dt$",
+}
+
+
+def style() -> None:
+    """Set the house style for all figures from here on (`nclib.chapter` does this).
+
+    Examples
+    --------
+    >>> style()
+    """
+    import seaborn as sns
+
+    sns.set_theme(
+        context="notebook",
+        style="ticks",
+        palette="colorblind",
+        rc={
+            "figure.figsize": (6.4, 3.8),
+            "figure.facecolor": PAPER,
+            "savefig.facecolor": PAPER,
+            "axes.facecolor": PAPER,
+            "axes.edgecolor": INK,
+            "axes.labelcolor": INK,
+            "text.color": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "axes.grid": True,
+            "grid.color": "#dedbd2",
+            "grid.linewidth": 0.6,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "lines.linewidth": 1.8,
+            "legend.frameon": False,
+            "figure.constrained_layout.use": True,
+            "svg.hashsalt": "nclib",  # the same figure gives the same file
+        },
+    )
+    try:
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+    except ImportError:
+        return
+    from IPython import get_ipython
+
+    if get_ipython() is not None:
+        set_matplotlib_formats("svg", metadata={"Date": None})
+
+
+def panels(n: int = 1, *, height: float = 3.6) -> tuple[Figure, Any]:
+    """A row of `n` axes that fits the page.
+
+    Parameters
+    ----------
+    n
+        How many, 1 to 3.
+    height
+        In inches.
+
+    Returns
+    -------
+    figure, axes
+        One axes for ``n=1``, else an array of them.
+
+    Raises
+    ------
+    ValueError
+        If `n` is not 1, 2 or 3.
+
+    Examples
+    --------
+    >>> figure, axes = panels(2)
+    >>> len(axes)
+    2
+    """
+    if n not in (1, 2, 3):
+        raise ValueError(f"n={n}: a row holds 1, 2 or 3 panels; make another figure for more")
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(1, n, figsize=((6.4, 9.0, 11.0)[n - 1], height))
+
+
+def lines(frame: pd.DataFrame, *, x: str, y: str, log: str = "", ax: Axes | None = None, **kwargs: Any) -> Axes:
+    """Line plot of a tidy frame: mean over the rest, band = 95 % confidence interval of that mean.
+
+    Parameters
+    ----------
+    frame
+        Tidy data, e.g. ``runs.history``.
+    x, y
+        Columns.
+    log
+        Axes to draw in logarithmic scale: ``""``, ``"x"``, ``"y"`` or ``"xy"``.
+    ax
+        Where to draw; by default the current axes.
+    **kwargs
+        Passed to `seaborn.lineplot` (``hue``, ``style``, ``units``, …).
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    ValueError
+        If a column is missing.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> ax = lines(pd.DataFrame({"t": [1, 2], "rho": [1.0, 2.0]}), x="t", y="rho")
+    >>> ax.get_ylabel()
+    'norm $\\\\rho$'
+    """
+    import seaborn as sns
+
+    for column in (x, y, *(kwargs.get(key) for key in ("hue", "style", "units"))):
+        if isinstance(column, str) and column not in frame:
+            raise ValueError(f"column {column!r} is not in the frame; it has {', '.join(map(str, frame.columns))}")
+    if isinstance(kwargs.get("hue"), str) and "palette" not in kwargs:
+        kwargs["palette"] = sns.color_palette("colorblind", frame[kwargs["hue"]].nunique())
+    kwargs.setdefault("errorbar", _confidence_interval)
+    drawn: Axes = sns.lineplot(frame, x=x, y=y, ax=ax, **kwargs)
+    drawn.set(xlabel=LABELS.get(x, x), ylabel=LABELS.get(y, y))
+    if "x" in log:
+        drawn.set_xscale("log")
+    if "y" in log:
+        drawn.set_yscale("log")
+    legend = drawn.get_legend()
+    if legend is not None and legend.get_title().get_text() in LABELS:
+        legend.set_title(LABELS[legend.get_title().get_text()])
+    return drawn
+
+
+def _confidence_interval(values: pd.Series[float]) -> tuple[float, float]:
+    """95 % interval of the mean, Student's t: exact for few seeds, and without a bootstrap's randomness."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    return float(values.mean() - half), float(values.mean() + half)

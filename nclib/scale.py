@@ -1,0 +1,173 @@
+"""The one switch between a laptop and a GPU, the device, and the seeds.
+
+Everything a run takes from its surroundings is read here, from five environment variables:
+
+=================  =====================================================  ==========
+variable           meaning                                                default
+=================  =====================================================  ==========
+``NCLIB_SCALE``    ``quick`` (two CPU cores) or ``full`` (a GPU)          ``quick``
+``NCLIB_SEED``     the base seed from which all randomness derives        ``0``
+``NCLIB_DEVICE``   ``cpu``, ``cuda``, ``cuda:1``, ``mps``                 best there is
+``NCLIB_DATA``     a folder that already holds the data sets              a cache
+``NCLIB_RUNS``     a folder in which finished runs are kept               none
+=================  =====================================================  ==========
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+T = TypeVar("T")
+
+SCALES = ("quick", "full")
+
+
+def scale_name() -> str:
+    """Name of the scale at which this process runs, ``"quick"`` or ``"full"``.
+
+    Returns
+    -------
+    str
+        The value of the environment variable ``NCLIB_SCALE``, ``"quick"`` when it is not set.
+
+    Raises
+    ------
+    ValueError
+        If ``NCLIB_SCALE`` is neither of the two.
+
+    Examples
+    --------
+    >>> scale_name() in ("quick", "full")
+    True
+    """
+    name = os.environ.get("NCLIB_SCALE") or "quick"
+    if name not in SCALES:
+        raise ValueError(f"NCLIB_SCALE={name!r}: the scale is 'quick' or 'full'; write NCLIB_SCALE=quick")
+    return name
+
+
+def scale(*, quick: T, full: T) -> T:
+    """Pick the value that belongs to the scale of this run.
+
+    A chapter has one code path; only sizes, times and numbers of seeds differ between the scales.
+
+    Parameters
+    ----------
+    quick, full
+        The value at each scale.
+
+    Returns
+    -------
+    The one that ``NCLIB_SCALE`` names.
+
+    Raises
+    ------
+    ValueError
+        If ``NCLIB_SCALE`` is neither ``quick`` nor ``full``.
+
+    Examples
+    --------
+    >>> scale(quick=5, full=5)
+    5
+    """
+    return quick if scale_name() == "quick" else full
+
+
+def device() -> torch.device:
+    """Device on which training runs: ``NCLIB_DEVICE`` when set, else CUDA, else the CPU.
+
+    Apple's ``mps`` must be asked for by name, since it has no float64.
+
+    Returns
+    -------
+    torch.device
+
+    Raises
+    ------
+    ValueError
+        If ``NCLIB_DEVICE`` names a device that PyTorch does not know or that is not there.
+
+    Examples
+    --------
+    >>> device().type in ("cpu", "cuda", "mps")
+    True
+    """
+    name = os.environ.get("NCLIB_DEVICE")
+    if not name:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"NCLIB_DEVICE={name!r} is no device; write cpu, cuda, cuda:1 or mps") from error
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(found.type, False):
+        raise ValueError(f"NCLIB_DEVICE={name!r}: no such device on this machine; unset it or write cpu")
+    return found
+
+
+def device_name() -> str:
+    """Human name of `device`, for provenance: ``"cpu"``, or the GPU's product name.
+
+    Examples
+    --------
+    >>> isinstance(device_name(), str)
+    True
+    """
+    found = device()
+    return torch.cuda.get_device_name(found) if found.type == "cuda" else found.type
+
+
+def base_seed() -> int:
+    """The seed from which every other seed of this process derives (``NCLIB_SEED``, default 0).
+
+    Raises
+    ------
+    ValueError
+        If ``NCLIB_SEED`` is not a whole number ≥ 0.
+
+    Examples
+    --------
+    >>> base_seed() >= 0
+    True
+    """
+    text = os.environ.get("NCLIB_SEED") or "0"
+    if not text.isdecimal():
+        raise ValueError(f"NCLIB_SEED={text!r}: the base seed is a whole number >= 0; write NCLIB_SEED=0")
+    return int(text)
+
+
+def seeds(n: int, stream: int = 0) -> list[int]:
+    """Derive `n` independent seeds from the base seed.
+
+    Parameters
+    ----------
+    n
+        How many.
+    stream
+        Experiments that must not share randomness use different streams.
+
+    Returns
+    -------
+    list of int
+        Each in [0, 2³²); the first `k` of ``seeds(n, s)`` are ``seeds(k, s)``.
+
+    Raises
+    ------
+    ValueError
+        If `n` is not positive.
+
+    Examples
+    --------
+    >>> seeds(3)[:2] == seeds(2)
+    True
+    >>> seeds(2, stream=1) == seeds(2, stream=2)
+    False
+    """
+    if n < 1:
+        raise ValueError(f"n={n}: at least one seed is needed; write n=1 or more")
+    sequence = np.random.SeedSequence([base_seed(), stream])
+    return [int(child.generate_state(1)[0]) for child in sequence.spawn(n)]

@@ -1,0 +1,55 @@
+"""What the tests share: where things lie, and helpers to run the book's own tools."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The book's folder."""
+    return ROOT
+
+
+@pytest.fixture(autouse=True)
+def _claims_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test's claims do not get into the ledger of the built book."""
+    monkeypatch.setenv("NCLIB_CLAIMS", str(tmp_path / "claims"))
+
+
+def missing(what: str) -> None:
+    """Skip a test for want of `what`; fail where BOOK_TESTS=required says that it must be there."""
+    if os.environ.get("BOOK_TESTS") == "required":
+        pytest.fail(f"BOOK_TESTS=required, but {what}")
+    pytest.skip(what)
+
+
+def run(
+    command: Sequence[str | Path], cwd: Path, *, timeout: float = 240, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command quietly, with some environment variables changed (an empty value removes one)."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    environment = {name: value for name, value in environment.items() if value or name not in variables}
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def python(*arguments: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run this Python with `arguments`."""
+    return run([sys.executable, *arguments], cwd, **variables)

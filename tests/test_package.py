@@ -1,0 +1,70 @@
+"""The package as a whole: its names, its import, its errors."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nclib as nc
+
+FOLDER = Path(nc.__file__).parent
+
+
+def test_every_public_name_is_there_and_documented():
+    for name in nc.__all__:
+        thing = getattr(nc, name)
+        assert type(thing).__name__ != "module", f"nc.{name} is a module, not what the name promises"
+        assert thing.__doc__, f"nc.{name} has no docstring"
+    assert set(nc.__all__) <= set(dir(nc))
+
+
+def test_names_do_not_depend_on_the_order_of_import():
+    """Functions named like their module (nc.data, nc.flow, …) must not be shadowed by it."""
+    code = (
+        "import importlib, pathlib, nclib\n"
+        "for file in pathlib.Path(nclib.__file__).parent.glob('*.py'):\n"
+        "    importlib.import_module(f'nclib.{file.stem}')\n"
+        "modules = [n for n in nclib.__all__ if type(getattr(nclib, n)).__name__ == 'module']\n"
+        "assert not modules, modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_lazy_names_are_those_a_type_checker_sees():
+    tree = ast.parse((FOLDER / "__init__.py").read_text("utf-8"))
+    seen = {alias.asname for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert seen - {None} == set(nc.__all__)
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    heavy = ["pandas", "scipy", "matplotlib", "seaborn", "sklearn", "pooch", "tqdm", "cvxpy", "dask", "IPython"]
+    code = f"import torch, sys; before = set(sys.modules); import nclib; print([m for m in {heavy} if m in set(sys.modules) - before])"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(AttributeError, match=r"no attribute 'train_all'; it offers .*claim"):
+        nc.train_all  # noqa: B018
+
+
+def test_modules_do_not_import_in_circles():
+    graph = {}
+    for file in FOLDER.rglob("*.py"):
+        if file.stem == "__init__":
+            continue
+        tree = ast.parse(file.read_text("utf-8"))
+        graph[file.stem] = {
+            node.module
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.level and node.module
+        }
+
+    def reaches(module, goal, seen):
+        return any(
+            nxt == goal or (nxt not in seen and reaches(nxt, goal, seen | {nxt})) for nxt in graph.get(module, ())
+        )
+
+    assert [module for module in graph if reaches(module, module, {module})] == []
