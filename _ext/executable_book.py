@@ -147,18 +147,14 @@ def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     book = ledger.ledger(app.env)
     shown = page_parts.Shown(app, docname, book)
     for place in list(doctree.findall(Placeholder)):
-        made = (
-            page_parts.scoreboard(shown) if place["shows"] == "scoreboard" else page_parts.theorem_map(shown)
-        )
+        made = page_parts.scoreboard(shown) if place["shows"] == "scoreboard" else page_parts.theorem_map(shown)
         place.replace_self(made)
     page = book.pages.get(docname)
     if page is None or not page.is_notebook:
         return
     for output in list(doctree.findall(nodes.raw)):
         if 'class="nc-claims"' in output.astext():
-            output.replace_self(
-                nodes.raw("", page_parts.with_links(shown, output.astext()), **output.attributes)
-            )
+            output.replace_self(nodes.raw("", page_parts.with_links(shown, output.astext()), **output.attributes))
     for node in list(doctree.findall(ledger.is_theorem)):
         if mark := page_parts.badge(shown, node["label"]):
             node += mark
@@ -196,9 +192,7 @@ def remove_old_pages(app: Sphinx, error: Exception | None) -> None:
     """Pages of chapters that are gone would show verdicts of another build."""
     if error is None and app.builder.format == "html":
         folder = Path(app.outdir)
-        kept = {folder / app.builder.get_target_uri(name) for name in app.env.found_docs} | {
-            folder / "search.html"
-        }
+        kept = {folder / app.builder.get_target_uri(name) for name in app.env.found_docs} | {folder / "search.html"}
         for path in set(folder.rglob("*.html")) - kept:
             if "_static" not in path.relative_to(folder).parts:
                 path.unlink()

@@ -220,9 +220,7 @@ def _link(match: re.Match[str], labels: Labels) -> str:
     target = match["target"]
     if re.match(r"^[a-z]+:", target):
         return match[0]
-    found = labels.targets.get(target.removeprefix("#")) or labels.targets.get(
-        Path(target.partition("#")[0]).stem
-    )
+    found = labels.targets.get(target.removeprefix("#")) or labels.targets.get(Path(target.partition("#")[0]).stem)
     return match["text"] or (str(found) if found else Path(target).stem.replace("_", " "))
 
 

@@ -171,9 +171,7 @@ def scoreboard(shown: Shown) -> list[nodes.Node]:
             seen.add(record["theorem"])
             rows.append(_row(shown, record, f' id="score-{escape(record["theorem"])}"' if first else ""))
         if rows:
-            group = (
-                f'<th scope="rowgroup" colspan="{len(COLUMNS)}">{escape(shown.chapter_title(docname))}</th>'
-            )
+            group = f'<th scope="rowgroup" colspan="{len(COLUMNS)}">{escape(shown.chapter_title(docname))}</th>'
             bodies.append(f'<tbody><tr class="nc-group">{group}</tr>{"".join(rows)}</tbody>')
     table = (
         '<div class="nc-claims-box nc-scoreboard" tabindex="0" role="region" aria-label="Scoreboard">'

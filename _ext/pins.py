@@ -11,9 +11,7 @@ OURS = {"small-norm-large-margin", "pip", "setuptools", "wheel"}
 def pins() -> list[str]:
     """``name==version`` of every installed distribution, sorted; PyTorch without its build tag."""
     found = {dist.metadata["Name"]: dist.version.partition("+")[0] for dist in distributions()}
-    return sorted(
-        (f"{name}=={version}" for name, version in found.items() if name not in OURS), key=str.lower
-    )
+    return sorted((f"{name}=={version}" for name, version in found.items() if name not in OURS), key=str.lower)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ so that a step of SGD is a handful of operations, whatever M and the depth.  Thr
 gradients; `choose` picks one:
 
 ``stacked``  batched matrix products without autograd (`nclib.stacked`): perceptrons.
-``vmap``     `torch.func.vmap` over any architecture: where launching operations is what costs (a GPU).
+``vmap``     `torch.func.vmap` over any architecture: where launching operations is what costs, on a GPU.
 ``loop``     each network by itself: where one network fills the processor (convolutions on a CPU).
 """
 
@@ -42,7 +42,7 @@ def choose(arch: Architecture, opt: SGD, device: torch.device) -> Engine:
     """The engine that measured fastest for this architecture on this kind of device."""
     if can_stack(arch) and opt.precision != "bf16":
         return "stacked"
-    return "vmap" if device.type == "cuda" or isinstance(arch, MLP) else "loop"
+    return "vmap" if device.type == "cuda" else "loop"
 
 
 def chunk_size(net: Net, n: int, members: int, engine: Engine) -> int:
@@ -100,7 +100,7 @@ class Ensemble:
         engine: Engine,
     ) -> None:
         self.net, self.opt, self.x, self.y, self.engine = copy.deepcopy(net).train(), opt, x, y, engine
-        self.members, self.norm = len(hyper), net.arch.norm
+        self.members, self.n, self.norm = len(hyper), len(x), net.arch.norm
         self.seeds = [int(h["seed"]) for h in hyper]
         self._allocate(params, momenta)
         self.lr = self._spread([-h["lr"] for h in hyper])
@@ -116,9 +116,9 @@ class Ensemble:
             for name, p in self.net.named_parameters():
                 p.data, p.grad = self.params[name][0], self.grads[name][0]
         self.table = y.reshape(-1, y.shape[-1])  # one row for each target, member after member
-        self.offsets = torch.arange(self.members, device=y.device).unsqueeze(1) * len(x)
-        self.batch = len(x) if opt.batch is None else min(opt.batch, len(x))
-        self.steps_per_epoch = math.ceil(len(x) / self.batch)
+        self.offsets = torch.arange(self.members, device=y.device).unsqueeze(1) * self.n
+        self.batch = self.n if opt.batch is None else min(opt.batch, self.n)
+        self.steps_per_epoch = math.ceil(self.n / self.batch)
         self._rooms: dict[int, Activations] = {}
         # Capturing a graph costs some steps; a rate that never stays would ask for one an epoch.
         self._graphed = x.is_cuda and engine != "loop" and opt.schedule != "cosine"
@@ -171,10 +171,10 @@ class Ensemble:
         rows = iter(sizes)
         for epoch in range(first, last):
             rate = self.opt.rate(epoch)
-            if self.batch == len(self.x):
+            if self.batch == self.n:
                 self._step(None, rate, next(rows))
                 continue
-            order = torch.stack([permutation(len(self.x), seed, epoch) for seed in self.seeds])
+            order = torch.stack([permutation(self.n, seed, epoch) for seed in self.seeds])
             for index in torch.split(order.to(self.x.device), self.batch, dim=1):
                 self._step(index, rate, next(rows))
         return sizes
@@ -196,7 +196,7 @@ class Ensemble:
             self._vmap_gradient(index, size)
 
     def _stacked_gradient(self, stack: StackedMLP, index: Tensor | None, size: Tensor) -> None:
-        n = len(self.x) if index is None else index.shape[1]
+        n = self.n if index is None else index.shape[1]
         if n not in self._rooms:
             self._rooms[n] = Activations(stack, n)
         if index is None:

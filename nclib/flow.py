@@ -92,9 +92,9 @@ def flow(
     2/Σ_k(ρ/ρ_k)² where that is smaller (2/(Lρ²) in the normalised model). With unit-norm inputs that sum bounds the
     largest eigenvalue of ρ²K, K the tangent kernel, and explicit steps are stable below its inverse: the rule holds
     while K's largest eigenvalue is below half of its bound, which leaves room in practice. In the normalised model
-    each step ends with the retraction V ← V/‖V‖; in the plain model it is a step of gradient descent. At the end the
-    flow *cools*: ``cooling`` phases of 1,500 steps, each with a quarter of the last one's step, still the chatter
-    around kinks.
+    each step ends with the retraction V ← V/‖V‖; in the plain model it is a step of gradient descent. At the end
+    the flow *cools*: ``cooling`` phases of 1,500 steps, each with a quarter of the last one's step, still the
+    chatter around kinks.
 
     Parameters
     ----------

@@ -67,9 +67,7 @@ class SGD:
     def outputs(self, classes: int) -> int:
         """Outputs of a network that learns `classes` classes under this coding of the labels."""
         if self.coding == "sign" and classes != 2:
-            raise ValueError(
-                f"coding='sign': the data have {classes} classes, not two; write coding='one-hot'"
-            )
+            raise ValueError(f"coding='sign': the data have {classes} classes, not two; write coding='one-hot'")
         return 1 if classes == 2 and self.coding != "one-hot" else classes
 
     def decays(self, arch: Architecture) -> Literal["layers", "last", "rho"]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
@@ -117,6 +119,8 @@ def panels(n: int = 1, *, height: float = 3.6) -> tuple[Figure, Any]:
 def lines(frame: pd.DataFrame, *, x: str, y: str, log: str = "", ax: Axes | None = None, **kwargs: Any) -> Axes:
     """Line plot of a tidy frame: mean over the rest, band = 95 % confidence interval of that mean.
 
+    On a logarithmic y axis the mean is the geometric one and its interval is taken in logarithms.
+
     Parameters
     ----------
     frame
@@ -137,7 +141,7 @@ def lines(frame: pd.DataFrame, *, x: str, y: str, log: str = "", ax: Axes | None
     Raises
     ------
     ValueError
-        If a column is missing.
+        If a column is missing, or not positive on a logarithmic y axis.
 
     Examples
     --------
@@ -151,8 +155,13 @@ def lines(frame: pd.DataFrame, *, x: str, y: str, log: str = "", ax: Axes | None
     for column in (x, y, *(kwargs.get(key) for key in ("hue", "style", "units"))):
         if isinstance(column, str) and column not in frame:
             raise ValueError(f"column {column!r} is not in the frame; it has {', '.join(map(str, frame.columns))}")
+    if "y" in log and (frame[y] <= 0).any():
+        raise ValueError(f"column {y!r} is not positive everywhere; draw its size, or leave 'y' out of log={log!r}")
     if isinstance(kwargs.get("hue"), str) and "palette" not in kwargs:
         kwargs["palette"] = sns.color_palette("colorblind", frame[kwargs["hue"]].nunique())
+    if "y" in log:  # on a logarithmic axis the mean that the eye expects is the geometric one
+        kwargs.setdefault("estimator", _geometric_mean)
+        kwargs.setdefault("errorbar", _geometric_interval)
     kwargs.setdefault("errorbar", _confidence_interval)
     drawn: Axes = sns.lineplot(frame, x=x, y=y, ax=ax, **kwargs)
     drawn.set(xlabel=LABELS.get(x, x), ylabel=LABELS.get(y, y))
@@ -174,3 +183,12 @@ def _confidence_interval(values: pd.Series[float]) -> tuple[float, float]:
         return float("nan"), float("nan")
     half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
     return float(values.mean() - half), float(values.mean() + half)
+
+
+def _geometric_mean(values: pd.Series[float]) -> float:
+    return float(np.exp(np.log(values).mean()))
+
+
+def _geometric_interval(values: pd.Series[float]) -> tuple[float, float]:
+    low, high = _confidence_interval(np.log(values))
+    return float(np.exp(low)), float(np.exp(high))

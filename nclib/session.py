@@ -247,8 +247,7 @@ def _engine(engine: str, arch: Architecture, opt: SGD, device: torch.device) -> 
         raise ValueError(f"engine={engine!r}: write 'auto', 'stacked', 'vmap' or 'loop'")
     if engine == "stacked" and not (can_stack(arch) and opt.precision != "bf16"):
         raise ValueError(
-            f"engine='stacked': only for perceptrons, without affine batch norm and not in bf16; got {arch}. "
-            "Write engine='auto'"
+            f"engine='stacked': only for perceptrons in float32 or float64; got {arch}. Write engine='auto'"
         )
     return cast(Engine, engine)
 

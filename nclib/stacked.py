@@ -25,8 +25,8 @@ _bn_backward = torch.ops.aten.native_batch_norm_backward
 
 
 def can_stack(arch: Architecture) -> bool:
-    """Whether `StackedMLP` knows this architecture: any MLP, unless its BN is affine."""
-    return isinstance(arch, MLP) and not arch.affine
+    """Whether `StackedMLP` knows this architecture: any MLP."""
+    return isinstance(arch, MLP)
 
 
 class Activations:
@@ -67,9 +67,14 @@ class StackedMLP:
         self.depth = len(arch.widths) + 1
         self.scale, self.scale_grad = params.get("scale"), grads.get("scale")
 
-        def by_layer(source: Mapping[str, Tensor], name: str) -> list[Tensor]:
-            return [source[f"layers.{k}.{name}"] for k in range(self.depth) if f"layers.{k}.{name}" in source]
+        def by_layer(source: Mapping[str, Tensor], name: str, part: str = "layers") -> list[Tensor]:
+            return [source[f"{part}.{k}.{name}"] for k in range(self.depth) if f"{part}.{k}.{name}" in source]
 
+        # Of an affine BN: γ and β, one entry for each channel of each member.
+        affine = [[t.view(-1) for t in by_layer(params, name, "norms")] for name in ("gamma", "beta")]
+        affine_grads = [[t.view(-1) for t in by_layer(grads, name, "norms")] for name in ("gamma", "beta")]
+        self.gammas, self.betas = affine
+        self.gamma_grads, self.beta_grads = affine_grads
         self.biases = by_layer(params, "bias")
         self.bias_grads = by_layer(grads, "bias")
         self.gains, self.gain_grads = by_layer(params, "gain"), by_layer(grads, "gain")
@@ -124,8 +129,9 @@ class StackedMLP:
                 return
             if self.norm == "bn":
                 # Every row of every member is a channel, and the samples are its image.
+                gamma, beta = (self.gammas[k], self.betas[k]) if self.gammas else (None, None)
                 normed, mean, rstd = torch.native_batch_norm(
-                    room.rows[k], None, None, None, None, True, 0.0, self.eps
+                    room.rows[k], gamma, beta, None, None, True, 0.0, self.eps
                 )
                 h = torch.relu_(normed.view(a.shape))
                 self._saved.append((h, mean, rstd))
@@ -156,11 +162,15 @@ class StackedMLP:
                 torch.bmm(self.transposed[k], d, out=below)
             _relu_backward_(below, h, 0, grad_input=below)
             if bn:
-                rows, d_rows = room.rows[k - 1], room.d_rows[k - 1]
-                back, _, _ = _bn_backward(
-                    d_rows, rows, None, None, None, mean, rstd, True, self.eps, [True, False, False]
+                rows, d_rows, affine = room.rows[k - 1], room.d_rows[k - 1], bool(self.gammas)
+                gamma = self.gammas[k - 1] if affine else None
+                back, by_gamma, by_beta = _bn_backward(
+                    d_rows, rows, gamma, None, None, mean, rstd, True, self.eps, [True, affine, affine]
                 )
                 d_rows.copy_(back)
+                if affine:
+                    self.gamma_grads[k - 1].copy_(by_gamma)
+                    self.beta_grads[k - 1].copy_(by_beta)
 
     def _compose(self) -> list[Tensor]:
         r"""Effective weights $W=g\,v/\lVert v\rVert$ of weight normalisation; returns the lengths of v."""
@@ -209,9 +219,13 @@ class StackedMLP:
                 var, mean = torch.var_mean(a.double(), dim=2, keepdim=True, correction=0)
                 # Statistics are stored and read in the type of the network, as `calibrate` does.
                 mean, var = mean.to(a.dtype), var.to(a.dtype)
-                folded.append(w.double() * (var.double() + self.eps).rsqrt())
-                rstd = (var + self.eps).rsqrt()
-                a, a_test = (a - mean) * rstd, (a_test - mean) * rstd
+                gain, shift = (var.double() + self.eps).rsqrt(), mean.new_zeros(())
+                if self.gammas:
+                    shape = self.members, -1, 1
+                    gain, shift = gain * self.gammas[k].view(shape), self.betas[k].view(shape)
+                folded.append(w.double() * gain)
+                gain = gain.to(a.dtype)
+                a, a_test = (a - mean) * gain + shift, (a_test - mean) * gain + shift
             else:
                 folded.append(w.double())
             h, h_test = a.relu(), a_test.relu()

@@ -188,8 +188,7 @@ def _warn_of_divergence(runs: Runs) -> None:
     if not len(bad):
         return
     named = [
-        f"member {row.member} at step {row.diverged_at} (seed={row.seed}, lr={row.lr:g}, "
-        f"init_norm={row.init_norm})"
+        f"member {row.member} at step {row.diverged_at} (seed={row.seed}, lr={row.lr:g}, init_norm={row.init_norm})"
         for row in bad.head(4).itertuples()
     ]
     more = f" and {len(bad) - 4} more" if len(bad) > 4 else ""

@@ -45,3 +45,18 @@ def test_a_missing_column_is_named():
 def test_a_row_holds_three_panels():
     with pytest.raises(ValueError, match="n=4: a row holds 1, 2 or 3 panels"):
         nc.panels(4)
+
+
+def test_the_band_is_students_t_and_geometric_on_a_logarithmic_axis():
+    values = pd.Series([1.0, 2.0, 4.0])
+    frame = pd.DataFrame({"t": [1, 1, 1, 2, 2, 2], "rho": [*values, *values]})
+    ax = nc.lines(frame, x="t", y="rho", log="y")
+    assert ax.lines[0].get_ydata() == pytest.approx([2.0, 2.0])
+    half = 4.302652729911275 * np.log(2) / np.sqrt(3)  # t(0.975, 2) times the standard error of the logarithms
+    band = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((2 * np.exp(-half), 2 * np.exp(half)))
+
+
+def test_what_is_not_positive_has_no_logarithm():
+    with pytest.raises(ValueError, match=r"column 'rho' is not positive everywhere"):
+        nc.lines(pd.DataFrame({"t": [1], "rho": [0.0]}), x="t", y="rho", log="y")
