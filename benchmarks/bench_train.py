@@ -29,7 +29,7 @@ MEMBERS = 32
 IMAGES = 10_000
 
 # (points, inputs, hidden widths, steps, the least ratio asked for)
-SHAPES = [(12, 20, (16,), 1000, 20), (100, 64, (32, 32), 1000, 8), (200, 64, (64,), 500, 3)]
+SHAPES = [(12, 20, (16,), 500, 20), (100, 64, (32, 32), 200, 8), (200, 64, (64,), 100, 3)]
 
 # Anything a chapter might ask for: (points, inputs, hidden widths, batch, normalisation, epochs)
 SETTINGS: list[tuple[int, int, tuple[int, ...], int | None, Any, int]] = [

@@ -227,21 +227,22 @@ def claims_html(records: Sequence[Record]) -> str:
     >>> claims_html([]).startswith('<div class="nc-claims-box"')
     True
     """
-    titles = ("Theorem", "Claim", "Predicted", "Measured", "Criterion", "Seeds", "Verdict")
+    titles = ("Verdict", "Theorem", "Claim", "Predicted", "Measured", "Criterion", "Seeds")
     head = "".join(f'<th scope="col">{title}</th>' for title in titles)
     rows = []
     for r in records:
+        verdict = "✓ holds" if r["passed"] else "✗ fails"
         cells = [
+            verdict,
             r["theorem"],
             r["statement"],
-            _brief(r["predicted"]),
+            "—" if r["predicted"] == r["tolerance"] else _brief(r["predicted"]),
             _brief(r["measured"]) + _interval_text(r),
             _criterion(r),
             str(r["seeds"]),
         ]
-        verdict = "✓ holds" if r["passed"] else "✗ fails"
         body = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-        rows.append(f'<tr class="{"holds" if r["passed"] else "fails"}">{body}<td>{verdict}</td></tr>')
+        rows.append(f'<tr class="{"holds" if r["passed"] else "fails"}">{body}</tr>')
     return (
         '<div class="nc-claims-box" tabindex="0" role="region" aria-label="Claims">'
         f'<table class="nc-claims"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
@@ -343,23 +344,24 @@ def _plain(array: NDArray[np.float64]) -> float | list[float | None] | None:
 
 
 def _brief(value: object) -> str:
-    """A number to 5 digits; a list as its range."""
+    """A number to 4 digits; a list as its range."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
         finite = [v for v in value if v is not None]
         if len(finite) < len(value):
             return f"{len(value) - len(finite)} of {len(value)} not finite"
-        low, high = f"{min(finite):.5g}", f"{max(finite):.5g}"
+        low, high = f"{min(finite):.4g}", f"{max(finite):.4g}"
         return low if low == high else f"{low} … {high}"
-    return "not finite" if value is None else f"{value:.5g}"
+    return "not finite" if value is None else f"{value:.4g}"
 
 
 def _interval_text(record: Mapping[str, Any]) -> str:
     interval = record["confidence_interval"]
     if interval is None or None in interval:
         return ""
-    return f" (mean {sum(interval) / 2:.4g}, 95% CI {interval[0]:.4g} to {interval[1]:.4g})"
+    low, high = interval
+    return f"; mean {(low + high) / 2:.4g} ± {(high - low) / 2:.1g} (95% CI)"
 
 
 def _criterion(record: Mapping[str, Any]) -> str:

@@ -83,9 +83,7 @@ def margin_moments(f: Arrays, y: Arrays) -> Moments:
             "write f of shape (..., N) and y of shape (N,)"
         )
     if not np.all(np.abs(y) == 1):
-        raise ValueError(
-            "y holds values other than ±1; write labels of two classes as ±1, e.g. 1 - 2 * labels"
-        )
+        raise ValueError("y holds values other than ±1; write labels of two classes as ±1, e.g. 1 - 2 * labels")
     margin = y * f
     return Moments(margin.mean(-1), (margin**2).mean(-1), margin.std(-1))
 
@@ -439,9 +437,7 @@ def ufm_minimiser(
         )
     for name, value in (("weight_decay_w", weight_decay_w), ("weight_decay_h", weight_decay_h)):
         if not value > 0:
-            raise ValueError(
-                f"{name}={value}: only positive decay determines the minimiser; write {name} > 0"
-            )
+            raise ValueError(f"{name}={value}: only positive decay determines the minimiser; write {name} > 0")
     points = classes * per_class
     price = float(np.sqrt(weight_decay_w * weight_decay_h))
     s = max(0.0, float(np.sqrt(per_class)) - points * price)

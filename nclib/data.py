@@ -282,9 +282,7 @@ def from_arrays(
     values_test = values[:0] if labels_test is None else check_labels("labels_test", labels_test)
     for word, inputs, marks in (("", train, values), ("_test", test, values_test)):
         if len(inputs) != len(marks):
-            raise ValueError(
-                f"labels{word}: {len(marks)} labels for {len(inputs)} inputs; give one for each row"
-            )
+            raise ValueError(f"labels{word}: {len(marks)} labels for {len(inputs)} inputs; give one for each row")
     if test.shape[1:] != train.shape[1:]:
         raise ValueError(
             f"x_test: inputs of shape {test.shape[1:]}, but x has {train.shape[1:]}; give both the same shape"
@@ -365,9 +363,7 @@ def _finish(
     )
 
 
-def _tensor(
-    part: NDArray[Any], divisor: float, dtype: torch.dtype, device: torch.device | str | None
-) -> Tensor:
+def _tensor(part: NDArray[Any], divisor: float, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
     """Bytes travel to the device as bytes and widen there; nothing is rounded below float32 until the end."""
     if part.dtype == np.uint8:
         wide = torch.promote_types(dtype, torch.float32)

@@ -118,9 +118,7 @@ def lock(path: Path) -> Iterator[Path]:
             yield path.with_name(f".{path.name}.part")  # closing the file releases the lock
 
 
-def _retrieve(
-    url: str, path: Path, part: Path, md5: str | None, timeout: float, tries: int, pause: float
-) -> None:
+def _retrieve(url: str, path: Path, part: Path, md5: str | None, timeout: float, tries: int, pause: float) -> None:
     """Let pooch fetch the file through `_receive`, again and again until `tries` attempts failed in a row."""
     import pooch
 

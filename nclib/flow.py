@@ -220,8 +220,8 @@ def exact_flow(
     --------
     >>> from nclib.data import data
     >>> problem = data("teacher", n=6, d=20)
-    >>> a = exact_flow(problem, (8,), weight_decay=0.0, time=1.0).final
-    >>> b = flow(problem, (8,), weight_decay=0.0, time=1.0, dt=1e-3, cooling=0).final
+    >>> a = exact_flow(problem, (), weight_decay=0.1, time=1.0).final
+    >>> b = flow(problem, (), weight_decay=0.1, time=1.0, dt=1e-3, cooling=0).final
     >>> bool(abs(a.rho - b.rho).max() < 1e-3)
     True
     """

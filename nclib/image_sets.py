@@ -162,8 +162,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     shape = tuple(np.frombuffer(content, ">u4", rank, offset=4).tolist())
     if len(content) - start != math.prod(shape):
         raise ValueError(
-            f"{path}: {len(content) - start} values where the header says {shape}; "
-            f"replace it by the official one"
+            f"{path}: {len(content) - start} values where the header says {shape}; replace it by the official one"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 

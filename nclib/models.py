@@ -67,9 +67,7 @@ class Architecture:
         if self.norm not in get_args(Norm):
             raise ValueError(f"norm={self.norm!r}: expected one of 'none', 'bn', 'wn', 'lm'")
         if self.affine and self.norm != "bn":
-            raise ValueError(
-                f"affine=True with norm={self.norm!r}: only batch norm has a shift; use norm='bn'"
-            )
+            raise ValueError(f"affine=True with norm={self.norm!r}: only batch norm has a shift; use norm='bn'")
         if self.bias and self.norm != "none":
             raise ValueError(f"bias=True with norm={self.norm!r}: use norm='none', the only one with biases")
         if not (math.isfinite(self.eps) and self.eps >= 0):
@@ -129,9 +127,7 @@ class Architecture:
         """
         shape = tuple(input_shape)
         if not shape or any(not isinstance(s, int) or s < 1 for s in shape):
-            raise ValueError(
-                f"input_shape={input_shape!r}: expected positive integers, e.g. (64,) or (3, 32, 32)"
-            )
+            raise ValueError(f"input_shape={input_shape!r}: expected positive integers, e.g. (64,) or (3, 32, 32)")
         if not isinstance(outputs, int) or outputs < 1:
             raise ValueError(f"outputs={outputs!r}: expected an integer >= 1 (1 for two classes coded ±1)")
         net = Net(self, shape, outputs).to(dtype)
@@ -192,9 +188,7 @@ class ResNet18(Architecture):
     def _blocks(self) -> list[tuple[int, int, int]]:
         """(channels in, channels out, stride) of each block: two a stage, halving from stage 2 on."""
         stages = list(enumerate(zip((self.widths[0], *self.widths[:-1]), self.widths, strict=True)))
-        return [
-            block for i, (old, new) in stages for block in ((old, new, 1 if i == 0 else 2), (new, new, 1))
-        ]
+        return [block for i, (old, new) in stages for block in ((old, new, 1 if i == 0 else 2), (new, new, 1))]
 
     @staticmethod
     def _has_projection(old: int, new: int, stride: int) -> bool:
@@ -382,9 +376,7 @@ def _initialise(net: Net, init_norm: float | Sequence[float], seed: int) -> None
     depth = len(net.layers)
     norms = list(init_norm) if isinstance(init_norm, Sequence) else [float(init_norm)] * depth
     if len(norms) != depth or not all(math.isfinite(r) and r > 0 for r in norms):
-        raise ValueError(
-            f"init_norm={init_norm!r}: expected a positive number, or {depth} of them (one per layer)"
-        )
+        raise ValueError(f"init_norm={init_norm!r}: expected a positive number, or {depth} of them (one per layer)")
     generator = torch.Generator().manual_seed(seed)
     for layer, norm in zip(net.layers, norms, strict=True):
         assert isinstance(layer, Layer)

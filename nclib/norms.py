@@ -259,8 +259,7 @@ def balance(net: Net) -> Balance:
     """
     if not net.arch.homogeneous:
         raise ValueError(
-            f"net: balance is not defined for {type(net.arch).__name__} (skip connections); "
-            "use layer_norms(net)"
+            f"net: balance is not defined for {type(net.arch).__name__} (skip connections); use layer_norms(net)"
         )
     squares = [w.square() for w in folded_weights(net)]
     neurons = []

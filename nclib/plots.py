@@ -190,5 +190,5 @@ def _geometric_mean(values: pd.Series[float]) -> float:
 
 
 def _geometric_interval(values: pd.Series[float]) -> tuple[float, float]:
-    low, high = _confidence_interval(np.log(values))
+    low, high = _confidence_interval(values.map(np.log))
     return float(np.exp(low)), float(np.exp(high))

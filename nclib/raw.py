@@ -46,9 +46,7 @@ def check_count(argument: str, value: Any, least: int) -> int:
     except TypeError:
         number = least - 1
     if number < least or isinstance(value, bool):
-        raise ValueError(
-            f"{argument}={value!r}: expected a whole number >= {least}; write e.g. {argument}={least}"
-        )
+        raise ValueError(f"{argument}={value!r}: expected a whole number >= {least}; write e.g. {argument}={least}")
     return number
 
 

@@ -111,9 +111,8 @@ def gradients(layers: Layers, hidden: Layers, r: Array, *, biases: bool = False)
     --------
     >>> layers = [np.eye(2)[None], np.ones((1, 1, 2))]
     >>> _, hidden = forward(layers, np.array([[[1.0, -1.0]]]))
-    >>> gradients(layers, hidden, np.ones((1, 1)))[0]
-    array([[[ 1., -1.],
-            [ 0., -0.]]])
+    >>> gradients(layers, hidden, np.ones((1, 1)))[1]
+    array([[[1., 0.]]])
     """
     delta = r[:, None, :]
     weight_gradients: Layers = []

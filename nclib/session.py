@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import dataclasses
 import inspect
@@ -131,10 +132,13 @@ class Session:
                 chunks = self._measure(chunks)
             pace, saved = 1, time.monotonic()
             while state.epoch < epochs and chunks:
-                target = next(epoch for epoch in self.measured if epoch > state.epoch)
-                stop, began = min(target, state.epoch + pace), time.monotonic()
-                self._advance(chunks, stop, progress)
-                if stop == target:
+                target = self.measured[bisect.bisect(self.measured, state.epoch)]
+                began = time.monotonic()
+                if (state.diverged < 0).any():
+                    self._advance(chunks, min(target, state.epoch + pace), progress)
+                else:
+                    state.epoch = target
+                if state.epoch == target:
                     chunks = self._measure(chunks)
                 now = time.monotonic()
                 # The pace only says how often to look at the clock; results do not depend on it.

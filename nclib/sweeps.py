@@ -105,9 +105,7 @@ def sweep(
         Path(folder).mkdir(parents=True, exist_ok=True)
         found = {key: _read(Path(folder, f"{key}.json"), header) for key, (_, header) in configs.items()}
         done = {key: rows for key, rows in found.items() if rows is not None}
-    calls = {
-        key: functools.partial(function, **config) for key, (config, _) in configs.items() if key not in done
-    }
+    calls = {key: functools.partial(function, **config) for key, (config, _) in configs.items() if key not in done}
     bar = tqdm(total=len(configs), initial=len(done), file=sys.stdout, disable=None if progress else True)
     with bar, closing(_outcomes(calls, executor, retries)) as outcomes:
         for key, result, error in outcomes:
@@ -124,11 +122,7 @@ def sweep(
                 done[key] = rows
             bar.update()
     table = pd.DataFrame(
-        [
-            _columns(header["config"] | row)
-            for key, (_, header) in configs.items()
-            for row in done.get(key, [])
-        ]
+        [_columns(header["config"] | row) for key, (_, header) in configs.items() for row in done.get(key, [])]
     )
     if failed:
         failures = [(config, failed[key]) for key, (config, _) in configs.items() if key in failed]
@@ -231,9 +225,7 @@ def _plain(value: Any) -> Any:
         return repr(value)
     if value is None or isinstance(value, str | bool | int | float):
         return value
-    raise TypeError(
-        f"{value!r}: a {type(value).__name__} cannot be recorded; write numbers, strings or lists"
-    )
+    raise TypeError(f"{value!r}: a {type(value).__name__} cannot be recorded; write numbers, strings or lists")
 
 
 def _rows(result: Any, config: Row) -> list[Row]:

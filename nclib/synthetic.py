@@ -85,9 +85,7 @@ def gaussians(n: int, n_test: int, *, d: int, classes: Any, separation: Any, see
         For numbers out of range, among them d < K - 1, where K points cannot be equally far apart.
     """
     if classes is not None and (isinstance(classes, bool) or not hasattr(classes, "__index__")):
-        raise ValueError(
-            f"classes={classes!r}: 'gaussians' takes the number of classes; write e.g. classes=3"
-        )
+        raise ValueError(f"classes={classes!r}: 'gaussians' takes the number of classes; write e.g. classes=3")
     k = 2 if classes is None else check_count("classes", classes, 2)
     if not (isinstance(separation, Real) and 0 <= float(separation) < math.inf):
         raise ValueError(f"separation={separation!r}: expected a finite distance >= 0, e.g. separation=3.0")

@@ -177,9 +177,7 @@ def ufm_loss(flat, classes, dim, labels, decay_w, decay_h):
 def test_ufm_minimiser_is_what_an_optimiser_finds(classes, per_class, decay_w, decay_h, dim):
     best = cf.ufm_minimiser(classes, per_class, decay_w, decay_h, dim=dim, seed=1)
     arguments = (classes, dim, best.labels, decay_w, decay_h)
-    loss, gradient = ufm_loss(
-        np.concatenate([best.weight.ravel(), best.features.ravel(), best.bias]), *arguments
-    )
+    loss, gradient = ufm_loss(np.concatenate([best.weight.ravel(), best.features.ravel(), best.bias]), *arguments)
     assert best.loss == pytest.approx(loss, rel=1e-13)
     assert np.abs(gradient).max() < 1e-14
 
@@ -190,9 +188,7 @@ def test_ufm_minimiser_is_what_an_optimiser_finds(classes, per_class, decay_w, d
     weight, features, bias = np.split(found.x, [classes * dim, -classes])
     weight, features = weight.reshape(classes, dim), features.reshape(-1, dim)
     np.testing.assert_allclose(bias, best.bias, atol=1e-6)
-    np.testing.assert_allclose(
-        np.linalg.svd(features @ weight.T)[1][: classes - 1], best.singular_value, rtol=1e-6
-    )
+    np.testing.assert_allclose(np.linalg.svd(features @ weight.T)[1][: classes - 1], best.singular_value, rtol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), best.mean_norm, rtol=1e-6)
     # The same products in another orientation: what does not depend on the seed agrees.
     np.testing.assert_allclose(features @ weight.T, best.features @ best.weight.T, atol=1e-6)

@@ -33,9 +33,7 @@ def test_digits_default_is_a_disjoint_split_of_all_images():
 
     bunch = load_digits()
     assert rows(everything) == rows(torch.tensor(bunch.data / 16))
-    label_of = {
-        tuple(row): label for row, label in zip((bunch.data / 16).tolist(), bunch.target, strict=True)
-    }
+    label_of = {tuple(row): label for row, label in zip((bunch.data / 16).tolist(), bunch.target, strict=True)}
     assert [label_of[tuple(row)] for row in digits.x.tolist()] == digits.labels.tolist()
     assert [label_of[tuple(row)] for row in digits.x_test.tolist()] == digits.labels_test.tolist()
 
@@ -92,9 +90,7 @@ def test_no_global_generator_is_used():
     assert (numpy_state == np.random.get_state()[1]).all()  # noqa: NPY002
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 3e-7), (F64, 1e-15), (torch.bfloat16, 4e-3)]
-)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-7), (F64, 1e-15), (torch.bfloat16, 4e-3)])
 def test_unit_norm(dtype, tolerance):
     for name in ("digits", "teacher", "gaussians"):
         loaded = data(name, dtype=dtype)
@@ -131,9 +127,7 @@ def test_to_moves_everything_and_keeps_labels():
     assert single.labels.dtype == torch.int64
     assert torch.equal(single.x, loaded.x.float())
     meta = loaded.to("meta")
-    assert {t.device.type for t in (meta.x, meta.labels, meta.x_test, meta.labels_test, *meta.truth)} == {
-        "meta"
-    }
+    assert {t.device.type for t in (meta.x, meta.labels, meta.x_test, meta.labels_test, *meta.truth)} == {"meta"}
 
 
 def test_repr_is_short():
@@ -183,9 +177,7 @@ def test_teacher_stays_while_points_are_added():
 
 def test_teacher_gives_up_with_advice(monkeypatch):
     monkeypatch.setattr(synthetic, "TEACHER_TRIES", 0)
-    with pytest.raises(
-        ValueError, match=r"n=2, d=1, width=2: .*one class only; write a larger n, d or width"
-    ):
+    with pytest.raises(ValueError, match=r"n=2, d=1, width=2: .*one class only; write a larger n, d or width"):
         data("teacher", n=2, d=1, width=2)
 
 
@@ -196,9 +188,7 @@ def test_teacher_gives_up_with_advice(monkeypatch):
 @pytest.mark.parametrize(("k", "d", "separation"), [(2, 1, 2.0), (2, 20, 3.0), (3, 2, 2.5), (10, 30, 4.0)])
 def test_gaussians_bayes_error(k, d, separation, unit_norm):
     many = 200_000
-    loaded = data(
-        "gaussians", classes=k, d=d, separation=separation, n_test=many, unit_norm=unit_norm, dtype=F64
-    )
+    loaded = data("gaussians", classes=k, d=d, separation=separation, n_test=many, unit_norm=unit_norm, dtype=F64)
     scores = output(loaded.truth, loaded.x_test)
     guess = scores.argmax(1) if k > 2 else (scores[:, 0] <= 0).long()
     error = loaded.bayes_error
@@ -271,9 +261,7 @@ def test_from_arrays_normalises_a_copy():
     assert own.bayes_error is None
 
 
-@pytest.mark.parametrize(
-    "kind", [list, np.array, torch.tensor, lambda y: torch.tensor(y, dtype=torch.float32)]
-)
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor, lambda y: torch.tensor(y, dtype=torch.float32)])
 def test_from_arrays_keeps_signs(kind):
     signs = [1, -1, -1, 1]
     own = from_arrays(np.eye(4), kind(signs))

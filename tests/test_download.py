@@ -181,9 +181,7 @@ def test_progress_renews_the_attempts(server, tmp_path, monkeypatch):
 
 def test_lasting_truncation_is_an_error_and_keeps_what_came(server, tmp_path):
     server.script = ["truncate"] * 3
-    with pytest.raises(
-        ConnectionError, match=r"cannot download .*file\.bin: .*\(3 attempts\); try again later"
-    ):
+    with pytest.raises(ConnectionError, match=r"cannot download .*file\.bin: .*\(3 attempts\); try again later"):
         get(server, tmp_path / "file.bin")
     assert strangers(tmp_path) == [".file.bin.part"]
     kept = (tmp_path / ".file.bin.part").stat().st_size
@@ -225,9 +223,7 @@ def test_a_damaged_file_in_the_cache_is_replaced(server, tmp_path):
 
 def test_refusals_are_not_repeated(server, tmp_path):
     server.script = [403]
-    with pytest.raises(
-        ConnectionError, match=r"the server answered 403 Forbidden; put the file into a folder"
-    ):
+    with pytest.raises(ConnectionError, match=r"the server answered 403 Forbidden; put the file into a folder"):
         get(server, tmp_path / "file.bin")
     assert len(server.requests) == 1
     assert strangers(tmp_path) == []
@@ -363,9 +359,7 @@ def test_read_only_folder(server, read_only_folder, name):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_disk(server, tmp_path):
     (tmp_path / ".file.bin.part").symlink_to("/dev/full")
-    with pytest.raises(
-        OSError, match=r"cannot store file\.bin .*No space left on device.* leave room"
-    ) as caught:
+    with pytest.raises(OSError, match=r"cannot store file\.bin .*No space left on device.* leave room") as caught:
         get(server, tmp_path / "file.bin")
     assert caught.value.errno == errno.ENOSPC
     assert len(server.requests) == 1
@@ -495,18 +489,14 @@ def test_official_test_set_and_balanced_subset(given):
     assert loaded.x.shape == (3, 784)
     assert loaded.labels.bincount().tolist() == [1, 1, 1]
     assert len(loaded.labels_test) == 2
-    with pytest.raises(
-        ValueError, match=r"n=7: mnist with classes .* has 6 training points; write n=6 or less"
-    ):
+    with pytest.raises(ValueError, match=r"n=7: mnist with classes .* has 6 training points; write n=6 or less"):
         data("mnist", classes=(3, 8, 1), n=7)
 
 
 def test_checksum_of_a_given_folder(given):
     path = given / "mnist" / "t10k-labels-idx1-ubyte.gz"
     path.write_bytes(idx(np.zeros(10, dtype=np.uint8)))
-    with pytest.raises(
-        ValueError, match=rf"{path}: md5 \w+ is not the official \w+; .* verify=False to go on"
-    ):
+    with pytest.raises(ValueError, match=rf"{path}: md5 \w+ is not the official \w+; .* verify=False to go on"):
         data("mnist")
     assert data("mnist", verify=False).labels_test.tolist() == [0] * 10
 
@@ -530,9 +520,7 @@ def test_folder_with_some_images_only(given, capsys):
     for path in (given / "cifar-10-batches-bin").iterdir():
         rows = np.frombuffer(path.read_bytes(), np.uint8).reshape(-1, 3073)
         path.write_bytes(rows[:2].tobytes())
-    with pytest.raises(
-        ValueError, match=r"10 \+ 2 images, where cifar10 has 20 \+ 4; .* verify=False to go on"
-    ):
+    with pytest.raises(ValueError, match=r"10 \+ 2 images, where cifar10 has 20 \+ 4; .* verify=False to go on"):
         data("cifar10")
     assert len(data("cifar10", verify=False).x) == 10
     assert capsys.readouterr().out == ""

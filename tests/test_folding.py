@@ -84,9 +84,7 @@ def test_padding_is_folded_too() -> None:
     # The bias must be added after the convolution, also where the kernel hangs over the border.
     net = convnet((2,), "bn").build((1, 3, 3), dtype=F64)
     x = inputs(5, 1, 3, 3) + 10.0
-    assert torch.allclose(
-        fold(net_calibrated := _calibrated(net, x))(x), net_calibrated.eval()(x), rtol=1e-12
-    )
+    assert torch.allclose(fold(net_calibrated := _calibrated(net, x))(x), net_calibrated.eval()(x), rtol=1e-12)
 
 
 def _calibrated(net: Net, x: Tensor) -> Net:

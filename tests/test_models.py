@@ -38,9 +38,7 @@ def architectures(norm: Any) -> list[tuple[Architecture, tuple[int, ...]]]:
     dtype=st.sampled_from([torch.float32, F64]),
 )
 @settings(deadline=None, max_examples=30, derandomize=True)
-def test_initial_norms_are_exact(
-    widths: list[int], norm: Any, norms: list[float], dtype: torch.dtype
-) -> None:
+def test_initial_norms_are_exact(widths: list[int], norm: Any, norms: list[float], dtype: torch.dtype) -> None:
     norms = norms[: len(widths) + 1]
     net = mlp(widths, norm).build((3,), init_norm=norms, dtype=dtype)
     expected = [1.0] * len(norms) if norm == "lm" else norms

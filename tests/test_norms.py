@@ -40,9 +40,7 @@ def nets(norm: Any, outputs: int, seed: int, init_norm: float = 1.0) -> list[tup
     ]
 
 
-@given(
-    norms=st.lists(st.floats(1e-3, 1e3), min_size=3, max_size=3), norm=st.sampled_from(["none", "wn", "lm"])
-)
+@given(norms=st.lists(st.floats(1e-3, 1e3), min_size=3, max_size=3), norm=st.sampled_from(["none", "wn", "lm"]))
 @FEW
 def test_rho_at_the_start_is_the_product_of_the_initial_norms(norms: list[float], norm: Any) -> None:
     net = mlp((6, 5), norm).build((4,), init_norm=norms, dtype=F64)

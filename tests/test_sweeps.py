@@ -294,7 +294,5 @@ def test_dask_with_a_worker_killed_in_the_middle(tmp_path):
 
         again = sweep(inverse, {"n": [1, 2, 4]}, executor=client.get_executor())
         assert again["inverse"].tolist() == [1, 0.5, 0.25]
-        with pytest.raises(
-            SweepFailed, match=r"1 of 3 calls failed, the first at {'n': 0} with ZeroDivision"
-        ):
+        with pytest.raises(SweepFailed, match=r"1 of 3 calls failed, the first at {'n': 0} with ZeroDivision"):
             sweep(inverse, {"n": [0, 1, 2]}, executor=client)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nclib import progress
@@ -192,6 +194,39 @@ def test_an_epoch_visits_every_point_once_and_orders_differ() -> None:
     orders = [tuple(permutation(30, seed, epoch).tolist()) for seed in range(5) for epoch in range(5)]
     assert all(sorted(order) == list(range(30)) for order in orders)
     assert len(set(orders)) == 25
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    widths=st.lists(st.integers(1, 6), max_size=3),
+    norm=st.sampled_from(["none", "bn", "wn", "lm"]),
+    classes=st.integers(2, 4),
+    batch=st.sampled_from([None, 5, 7]),
+    loss=st.sampled_from(["square", "cross_entropy"]),
+    hyper=st.lists(
+        st.fixed_dictionaries(
+            {
+                "seed": st.integers(0, 9),
+                "lr": st.floats(0.01, 0.2),
+                "weight_decay": st.floats(0, 0.1),
+                "momentum": st.floats(0, 0.9),
+                "init_norm": st.floats(0.5, 2),
+                "noise": st.sampled_from([0.0, 0.4]),
+            }
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_any_ensemble_is_its_members_one_at_a_time(
+    widths: list[int], norm: Any, classes: int, batch: int | None, loss: Any, hyper: list[dict[str, Any]]
+) -> None:
+    points = small(classes, dtype=torch.float64)
+    opt = sgd(epochs=3, batch=batch, loss=loss)
+    stacked = train(points, mlp(widths, norm=norm), opt, grid=hyper, measure_every=[3])
+    for i, own in enumerate(hyper):
+        alone = train(points, mlp(widths, norm=norm), opt, grid=[own], engine="loop", measure_every=[3])
+        assert_close(stacked.model(i), alone.model(0), 1e-8)
 
 
 def test_threads_are_given_back() -> None:
@@ -388,7 +423,7 @@ def test_the_step_of_divergence_is_that_of_the_loss() -> None:
 
 def test_all_diverged_ends_early() -> None:
     with pytest.warns(RuntimeWarning, match="6 of 6 networks diverged .* and 2 more"):
-        runs = train(small(), mlp((8,)), sgd(lr=1e5, epochs=10**9), grid=dict(seed=range(6)), measure_every=500)
+        runs = train(small(), mlp((8,)), sgd(lr=1e5, epochs=10**7), grid=dict(seed=range(6)), measure_every=10**6)
     assert runs.final["status"].eq("diverged").all()
 
 
