@@ -10,11 +10,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 # These functions bear the names of their modules; imported here, so that the function wins over the module.
+from .collapse import collapse as collapse
 from .data import data as data
 from .flow import flow as flow
 from .scale import scale as scale
+from .train import train as train
 
 if TYPE_CHECKING:
+    from .bounds import MarginBound as MarginBound
+    from .bounds import margin_bound as margin_bound
+    from .bounds import margin_bound_over_grid as margin_bound_over_grid
+    from .bounds import patch_radius as patch_radius
+    from .bounds import rademacher_bound as rademacher_bound
     from .calibration import calibrate as calibrate
     from .claims import ClaimFailed as ClaimFailed
     from .claims import chapter as chapter
@@ -27,6 +34,9 @@ if TYPE_CHECKING:
     from .closed_forms import margin_moments as margin_moments
     from .closed_forms import minimum_norm as minimum_norm
     from .closed_forms import ridge as ridge
+    from .closed_forms import simplex_etf as simplex_etf
+    from .closed_forms import ufm_minimiser as ufm_minimiser
+    from .collapse import CollapseStatistics as CollapseStatistics
     from .convex import convex_optimum as convex_optimum
     from .data import Data as Data
     from .data import from_arrays as from_arrays
@@ -41,21 +51,27 @@ if TYPE_CHECKING:
     from .norms import homogeneity_error as homogeneity_error
     from .norms import layer_norms as layer_norms
     from .norms import margins as margins
+    from .norms import normalised_margins as normalised_margins
     from .norms import rho as rho
     from .norms import stable_rank as stable_rank
+    from .optim import sgd as sgd
     from .plots import lines as lines
     from .plots import panels as panels
     from .plots import style as style
+    from .results import Runs as Runs
     from .scale import base_seed as base_seed
     from .scale import device as device
     from .scale import device_name as device_name
     from .scale import scale_name as scale_name
     from .scale import seeds as seeds
+    from .sweeps import SweepFailed as SweepFailed
+    from .sweeps import sweep as sweep
 
 __version__ = "0.1.0"
 
 #: Where each public name lives.
 _HOME = {
+    "bounds": ["MarginBound", "margin_bound", "margin_bound_over_grid", "patch_radius", "rademacher_bound"],
     "calibration": ["calibrate"],
     "claims": ["ClaimFailed", "chapter", "claim", "claims_table"],
     "closed_forms": [
@@ -66,15 +82,22 @@ _HOME = {
         "margin_moments",
         "minimum_norm",
         "ridge",
+        "simplex_etf",
+        "ufm_minimiser",
     ],
+    "collapse": ["CollapseStatistics", "collapse"],
     "convex": ["convex_optimum"],
     "data": ["Data", "data", "from_arrays"],
     "flow": ["Flow", "exact_flow", "flow"],
     "folding": ["fold"],
     "models": ["convnet", "mlp", "project_", "resnet18"],
-    "norms": ["balance", "homogeneity_error", "layer_norms", "margins", "rho", "stable_rank"],
+    "norms": ["balance", "homogeneity_error", "layer_norms", "margins", "normalised_margins", "rho", "stable_rank"],
+    "optim": ["sgd"],
     "plots": ["lines", "panels", "style"],
+    "results": ["Runs"],
     "scale": ["base_seed", "device", "device_name", "scale", "scale_name", "seeds"],
+    "sweeps": ["SweepFailed", "sweep"],
+    "train": ["train"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
