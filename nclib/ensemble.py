@@ -34,7 +34,7 @@ Engine = Literal["stacked", "vmap", "loop"]
 # Numbers (not bytes) of activations that members share a step for; measured on a CPU, a guess on a GPU.
 _ROOM = {"cpu": 2**21, "cuda": 2**30}
 # Multiplications in a step below which a second thread costs more than it brings; measured.
-_SMALL = 2e6
+_SMALL = 5e6
 _ALIGN = 16  # numbers, 64 bytes of float32
 
 

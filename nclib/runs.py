@@ -35,12 +35,10 @@ FORMAT = 1
 STATE = "state.safetensors"
 Arrays = dict[str, NDArray[Any]]
 
-# The modules whose code decides what a run computes.  Comments and docstrings do not count.
-SOURCES = (
-    "calibration", "collapse", "collapse_formulas", "collapse_inputs", "collapse_statistics", "ensemble",
-    "folding", "layers", "least_squares", "measure", "models", "optim", "scatter", "session", "stacked",
-    "subsets",
-)  # fmt: skip
+# The code that decides what a run computes: these modules and all that they import, but for those that only
+# carry results about or bring data, which are known by their contents.
+_ROOTS = ("session", "subsets")
+_ASIDE = {"data", "progress", "results", "runs", "scale"}
 
 
 def runs_folder() -> Path | None:
@@ -64,16 +62,29 @@ def code_version() -> str:
     16
     """
     digest = hashlib.sha256()
-    for name in SOURCES:
-        # Not from a file of that name: the package may lie in a zip.
-        source = importlib.resources.files(__package__).joinpath(f"{name}.py").read_text(encoding="utf-8")
-        digest.update(_meaning(source).encode())
+    for name, tree in sorted(_modules().items()):
+        digest.update(f"{name} {_meaning(tree)}".encode())
     return digest.hexdigest()[:16]
 
 
-def _meaning(source: str) -> str:
-    """Source code as Python understands it: without comments, layout and docstrings."""
-    tree = ast.parse(source)
+def _modules() -> dict[str, ast.Module]:
+    """The syntax trees of the modules that decide results."""
+    found: dict[str, ast.Module] = {}
+    queue = list(_ROOTS)
+    while queue:
+        name = queue.pop()
+        if name in found or name in _ASIDE:
+            continue
+        # As a resource, not as a file: the package may lie in a zip.
+        source = importlib.resources.files(__package__).joinpath(f"{name}.py").read_text(encoding="utf-8")
+        found[name] = ast.parse(source)
+        nodes = [node for node in ast.walk(found[name]) if isinstance(node, ast.ImportFrom) and node.level]
+        queue += [node.module for node in nodes if node.module]
+    return found
+
+
+def _meaning(tree: ast.Module) -> str:
+    """Code as Python understands it: without comments, layout and docstrings."""
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and _is_docstring(body[0]):
