@@ -27,7 +27,8 @@ Function = Callable[[Net], Mapping[str, float]]
 Columns = dict[str, Tensor]  # each (M,) float64
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_LARGE = 2**25  # numbers in one activation of all members above which they are measured one by one
+# Numbers in the activations of one member, or of all, above which members are measured one by one; measured.
+_LARGE_ONE, _LARGE_ALL = 2**18, 2**25
 _CHUNK = 1024
 
 
@@ -70,8 +71,9 @@ def measure(
     """
     names = [m for m in measures if isinstance(m, str)]
     functions = [m for m in measures if not isinstance(m, str)]
-    largest = ensemble.members * len(ensemble.x) * widths(ensemble.net)
-    if not ensemble.stack or functions or "collapse" in names or largest > _LARGE:
+    size = ensemble.n * widths(ensemble.net)
+    large = size > _LARGE_ONE or size * ensemble.members > _LARGE_ALL
+    if not ensemble.stack or functions or "collapse" in names or large:
         rows = [_measure_one(ensemble, i, x_test, y_test, names, functions) for i in range(ensemble.members)]
         missing = torch.full((1,), torch.nan, dtype=torch.float64, device=ensemble.x.device)
         names_of = dict.fromkeys(name for row in rows for name in row)

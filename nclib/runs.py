@@ -89,7 +89,7 @@ def _meaning(tree: ast.Module) -> str:
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and _is_docstring(body[0]):
             del body[0]
-    return ast.dump(tree)
+    return ast.dump(tree, annotate_fields=False)
 
 
 def _is_docstring(node: ast.AST) -> bool:

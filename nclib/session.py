@@ -149,7 +149,8 @@ class Session:
                     saved = time.monotonic()
         self._gather(chunks)
         state.epoch, state.finished = epochs, True
-        if folder:
+        if folder:  # the state last: once it says that all is done, nothing more is written
+            folder.export("history.csv", self.results(folder).history.to_csv(index=False))
             folder.save(*state.to_arrays())
 
     @contextlib.contextmanager

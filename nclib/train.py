@@ -126,8 +126,6 @@ def train(
         if session.state.finished:
             return runs
         session.run(folder, checkpoint_seconds, progress)
-        if folder:
-            folder.export("history.csv", runs.history.to_csv(index=False))
     _warn_of_divergence(runs)
     return runs
 
