@@ -136,9 +136,7 @@ def _affine_map(bn: BatchNorm, k: int) -> tuple[Tensor, Tensor]:
             f"net: batch norm {k + 1} has {int((var == 0).sum())} channel(s) of zero variance and eps=0, "
             "so its output is undefined; build the network with eps > 0"
         )
-    gain = var.rsqrt() if bn.gamma is None else bn.gamma.double() * var.rsqrt()
-    shift = -gain * mean if bn.beta is None else bn.beta.double() - gain * mean
-    return gain, shift
+    return bn.affine_map()
 
 
 def _scale_shares(net: Net) -> list[float]:

@@ -119,6 +119,14 @@ class BatchNorm(nn.Module):
         cudnn = torch.backends.cudnn.enabled
         return torch.batch_norm(a, self.gamma, self.beta, mean, var, mean is None, 0.0, self.eps, cudnn)
 
+    def affine_map(self) -> tuple[Tensor, Tensor]:
+        """The layer in evaluation mode as $a \\mapsto$ gain·a + shift: gain and shift in float64."""
+        gain = (self.var.double() + self.eps).rsqrt()
+        if self.gamma is not None:
+            gain = gain * self.gamma.detach().double()
+        shift = -gain * self.mean.double()
+        return gain, shift if self.beta is None else shift + self.beta.detach().double()
+
     def extra_repr(self) -> str:
         return f"{self.mean.shape[0]}, eps={self.eps}, affine={self.gamma is not None}"
 

@@ -19,7 +19,6 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .calibration import calibrate
@@ -81,7 +80,7 @@ class Architecture:
         """The body of the network as a coroutine that returns the last hidden layer."""
         h = x
         for k in range(len(net.layers) - 1):
-            h = F.relu((yield from net.hidden(k, h)))
+            h = torch.relu_((yield from net.hidden(k, h)))  # in place: memory is what a large pass waits for
         return h if h.ndim == 2 else h.flatten(1)
 
     def build(
@@ -174,15 +173,15 @@ class ResNet18(Architecture):
 
     def signal(self, net: Net, x: Tensor) -> Signal:
         k = 0
-        h = F.relu((yield from net.hidden(k, x)))
+        h = torch.relu_((yield from net.hidden(k, x)))
         for old, new, stride in self._blocks():
-            inside = F.relu((yield from net.hidden(k + 1, h)))
+            inside = torch.relu_((yield from net.hidden(k + 1, h)))
             inside = yield from net.hidden(k + 2, inside)
             k += 2
             if self._has_projection(old, new, stride):
                 k += 1
                 h = yield from net.hidden(k, h)
-            h = F.relu(inside + h)
+            h = torch.relu_(inside + h)
         return h.mean(dim=(2, 3))
 
     def _blocks(self) -> list[tuple[int, int, int]]:

@@ -62,6 +62,16 @@ def test_float32_statistics_do_not_cancel() -> None:
     assert net.norms[0].var.item() == pytest.approx(x32.double().var(correction=0).item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_a_constant_channel_has_no_variance(dtype: torch.dtype) -> None:
+    x = torch.full((300, 1), 0.1, dtype=dtype)
+    net = mlp((2,), "bn").build((1,), dtype=dtype)
+    net.layers[0].set_weight(torch.tensor([[1 / 3], [0.0]]))
+    calibrate(net, x)
+    assert net.norms[0].var.tolist() == [0.0, 0.0]
+    assert net.norms[0].mean.tolist() == pytest.approx([0.1 / 3, 0.0], rel=1e-6)
+
+
 def test_mode_and_weights_are_left_alone() -> None:
     for training in (True, False):
         net = mlp((6,), "bn").build((4,)).train(training)
