@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from nclib.data import Data, data
-from nclib.measure import measure
-from nclib.models import Architecture, convnet, mlp
-from nclib.optim import SGD, sgd
-from nclib.results import Runs
-from nclib.session import Session
-from nclib.train import train
+from nclib.networks.models import Architecture, convnet, mlp
+from nclib.training.measure import measure
+from nclib.training.optim import SGD, sgd
+from nclib.training.results import Runs
+from nclib.training.session import Session
+from nclib.training.train import train
 
 REPEATS = 5
 MEMBERS = 32

@@ -14,7 +14,7 @@ from .collapse import collapse as collapse
 from .data import data as data
 from .flow import flow as flow
 from .scale import scale as scale
-from .train import train as train
+from .training.train import train as train
 
 if TYPE_CHECKING:
     from .bounds import MarginBound as MarginBound
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .bounds import margin_bound_over_grid as margin_bound_over_grid
     from .bounds import patch_radius as patch_radius
     from .bounds import rademacher_bound as rademacher_bound
-    from .calibration import calibrate as calibrate
     from .claims import ClaimFailed as ClaimFailed
     from .claims import chapter as chapter
     from .claims import claim as claim
@@ -42,23 +41,22 @@ if TYPE_CHECKING:
     from .data import from_arrays as from_arrays
     from .flow import Flow as Flow
     from .flow import exact_flow as exact_flow
-    from .folding import fold as fold
-    from .models import convnet as convnet
-    from .models import mlp as mlp
-    from .models import project_ as project_
-    from .models import resnet18 as resnet18
-    from .norms import balance as balance
-    from .norms import homogeneity_error as homogeneity_error
-    from .norms import layer_norms as layer_norms
-    from .norms import margins as margins
-    from .norms import normalised_margins as normalised_margins
-    from .norms import rho as rho
-    from .norms import stable_rank as stable_rank
-    from .optim import sgd as sgd
+    from .networks.calibration import calibrate as calibrate
+    from .networks.folding import fold as fold
+    from .networks.models import convnet as convnet
+    from .networks.models import mlp as mlp
+    from .networks.models import project_ as project_
+    from .networks.models import resnet18 as resnet18
+    from .networks.norms import balance as balance
+    from .networks.norms import homogeneity_error as homogeneity_error
+    from .networks.norms import layer_norms as layer_norms
+    from .networks.norms import margins as margins
+    from .networks.norms import normalised_margins as normalised_margins
+    from .networks.norms import rho as rho
+    from .networks.norms import stable_rank as stable_rank
     from .plots import lines as lines
     from .plots import panels as panels
     from .plots import style as style
-    from .results import Runs as Runs
     from .scale import base_seed as base_seed
     from .scale import device as device
     from .scale import device_name as device_name
@@ -66,13 +64,15 @@ if TYPE_CHECKING:
     from .scale import seeds as seeds
     from .sweeps import SweepFailed as SweepFailed
     from .sweeps import sweep as sweep
+    from .training.optim import sgd as sgd
+    from .training.results import Runs as Runs
 
 __version__ = "0.1.0"
 
 #: Where each public name lives.
 _HOME = {
     "bounds": ["MarginBound", "margin_bound", "margin_bound_over_grid", "patch_radius", "rademacher_bound"],
-    "calibration": ["calibrate"],
+    "networks.calibration": ["calibrate"],
     "claims": ["ClaimFailed", "chapter", "claim", "claims_table"],
     "closed_forms": [
         "balanced_penalty",
@@ -89,15 +89,23 @@ _HOME = {
     "convex": ["convex_optimum"],
     "data": ["Data", "data", "from_arrays"],
     "flow": ["Flow", "exact_flow", "flow"],
-    "folding": ["fold"],
-    "models": ["convnet", "mlp", "project_", "resnet18"],
-    "norms": ["balance", "homogeneity_error", "layer_norms", "margins", "normalised_margins", "rho", "stable_rank"],
-    "optim": ["sgd"],
+    "networks.folding": ["fold"],
+    "networks.models": ["convnet", "mlp", "project_", "resnet18"],
+    "networks.norms": [
+        "balance",
+        "homogeneity_error",
+        "layer_norms",
+        "margins",
+        "normalised_margins",
+        "rho",
+        "stable_rank",
+    ],
+    "training.optim": ["sgd"],
     "plots": ["lines", "panels", "style"],
-    "results": ["Runs"],
+    "training.results": ["Runs"],
     "scale": ["base_seed", "device", "device_name", "scale", "scale_name", "seeds"],
     "sweeps": ["SweepFailed", "sweep"],
-    "train": ["train"],
+    "training.train": ["train"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -1,7 +1,7 @@
 """A batch of bias-free ReLU networks as plain NumPy arrays, in float64: the forward pass and its gradient.
 
-The exact experiments (Chapters 1 and 2) use these; training by SGD uses `nclib.models`. One array holds a layer
-of all B members, ``W[k]`` of shape (B, d_{k+1}, d_k), so that a member costs microseconds a step.
+The exact flows use these; training by SGD uses `nclib.networks.models`. One array holds a layer of all B members,
+``W[k]`` of shape (B, d_{k+1}, d_k), so that a member costs microseconds a step.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nclib.models import Architecture, calibrate, convnet, mlp, resnet18
+from nclib.networks.models import Architecture, calibrate, convnet, mlp, resnet18
 
 F64 = torch.float64
 CASES = [

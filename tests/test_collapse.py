@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nclib.collapse import CollapseStatistics, collapse
-from nclib.collapse_formulas import squared_distances
-from nclib.least_squares import Sample
-from nclib.scatter import CentredRows, class_means
+from nclib.collapse.formulas import squared_distances
+from nclib.collapse.least_squares import Sample
+from nclib.collapse.scatter import CentredRows, class_means
 
 BETWEEN_ROWS = ["nc1", "nc1_quotient", "cdnv", "nc2_norm_means", "nc2_angle_means", "nc2_etf_means"]
 OF_WEIGHTS = ["nc2_norm_weights", "nc2_angle_weights", "nc2_etf_weights", "nc3", "nc3_etf", "nc4"]

@@ -8,9 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nclib import synthetic
-from nclib.data import NAMES, data, from_arrays
-from nclib.subsets import redraw
+from nclib.data import NAMES, data, from_arrays, synthetic
+from nclib.data.subsets import redraw
 
 F64 = torch.float64
 

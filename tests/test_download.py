@@ -21,9 +21,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nclib import download, image_sets
-from nclib.data import data
-from nclib.download import fetch
+from nclib.data import data, download, image_sets
+from nclib.data.download import fetch
 
 BODY = np.random.default_rng(0).bytes(100_000)
 
@@ -256,7 +255,7 @@ def test_pooch_logger_is_as_before(server, tmp_path):
 CHILD = """
 import sys
 from pathlib import Path
-from nclib.download import fetch
+from nclib.data.download import fetch
 print("ready", flush=True)
 fetch(sys.argv[1], Path(sys.argv[2]), md5=sys.argv[3], timeout=20, pause=0.01)
 print("done", flush=True)

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nclib.folding import fold, folded_weights
-from nclib.models import Architecture, Net, calibrate, convnet, mlp, resnet18
-from nclib.norms import rho
+from nclib.networks.folding import fold, folded_weights
+from nclib.networks.models import Architecture, Net, calibrate, convnet, mlp, resnet18
+from nclib.networks.norms import rho
 
 F64 = torch.float64
 SHAPES: dict[str, tuple[int, ...]] = {"mlp": (4,), "convnet": (2, 12, 12), "resnet18": (2, 6, 6)}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from nclib.models import Architecture, Net, calibrate, convnet, mlp, project_, resnet18
+from nclib.networks.models import Architecture, Net, calibrate, convnet, mlp, project_, resnet18
 
 F64 = torch.float64
 NORMS = ("none", "bn", "wn", "lm")

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nclib.folding import fold
-from nclib.models import Net, calibrate, convnet, mlp, resnet18
-from nclib.norms import (
+from nclib.networks.folding import fold
+from nclib.networks.models import Net, calibrate, convnet, mlp, resnet18
+from nclib.networks.norms import (
     balance,
     homogeneity_error,
     layer_norms,

@@ -1,4 +1,4 @@
-"""nclib.runs: what is saved is whole, right and found again, whatever happens to the process or the disk."""
+"""nclib.training.runs: what is saved is whole, right and found again, whatever happens to process or disk."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ import pytest
 import torch
 from conftest import ROOT
 
-from nclib import runs as disk
 from nclib.data import data
-from nclib.models import Net, mlp
-from nclib.optim import sgd
-from nclib.results import Runs
-from nclib.session import Session
-from nclib.train import train
+from nclib.networks.models import Net, mlp
+from nclib.training import runs as disk
+from nclib.training.optim import sgd
+from nclib.training.results import Runs
+from nclib.training.session import Session
+from nclib.training.train import train
 
 ON_LINUX = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -104,7 +104,7 @@ def test_whatever_a_result_depends_on_is_in_its_name(kept: Path, monkeypatch: py
     tiny(**base)
     for change in (dict(seed=1), dict(epochs=3), dict(measure_every=2), dict(measure="loss"), dict(snapshots=True)):
         tiny(**{**base, **change})
-    monkeypatch.setattr("nclib.session.code_version", lambda: "another")
+    monkeypatch.setattr("nclib.training.session.code_version", lambda: "another")
     tiny(**base)
     assert len(list(kept.iterdir())) == 7
 
@@ -127,10 +127,12 @@ def test_comments_and_docstrings_do_not_change_the_version() -> None:
 
 def test_the_version_covers_the_code_that_training_uses(monkeypatch: pytest.MonkeyPatch) -> None:
     modules = set(disk._modules())
-    assert {"calibration", "collapse", "ensemble", "folding", "models", "optim", "stacked", "subsets"} <= modules
-    assert not {"claims", "data", "plots", "runs"} & modules
+    networks = {f"networks.{name}" for name in ("calibration", "folding", "layers", "models")}
+    training = {f"training.{name}" for name in ("ensemble", "measure", "optim", "session", "stacked")}
+    assert networks | training | {"collapse", "collapse.formulas", "data.subsets"} <= modules
+    assert not {"claims", "data", "plots", "training.runs"} & modules
     before = disk.code_version.__wrapped__()
-    monkeypatch.setattr(disk, "_ROOTS", ("session",))
+    monkeypatch.setattr(disk, "_ROOTS", ("training.session",))
     assert disk.code_version.__wrapped__() != before
 
 
@@ -332,10 +334,10 @@ import json, os, random, signal, sys, time
 import pandas, safetensors.numpy, torch
 torch.set_num_threads(1)
 from nclib.data import Data, data
-from nclib.models import convnet, mlp
-from nclib.optim import sgd
-from nclib.runs import code_version
-from nclib.train import train
+from nclib.networks.models import convnet, mlp
+from nclib.training.optim import sgd
+from nclib.training.runs import code_version
+from nclib.training.train import train
 
 code_version()  # once, so that nobody's edit of the package in the meantime makes it another run
 

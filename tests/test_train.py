@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from nclib import progress
 from nclib.data import Data, data
-from nclib.ensemble import permutation
-from nclib.models import Architecture, Net, calibrate, convnet, mlp, project_, resnet18
-from nclib.norms import layer_norms, margins, rho, stable_rank
-from nclib.optim import SGD, sgd
-from nclib.results import Runs
-from nclib.train import train
+from nclib.networks.models import Architecture, Net, calibrate, convnet, mlp, project_, resnet18
+from nclib.networks.norms import layer_norms, margins, rho, stable_rank
+from nclib.training import progress
+from nclib.training.ensemble import permutation
+from nclib.training.optim import SGD, sgd
+from nclib.training.results import Runs
+from nclib.training.train import train
 
 
 @pytest.fixture(autouse=True)

@@ -10,14 +10,14 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from .data import Data
+from ..data import Data
+from ..networks.models import Architecture, Net
+from ..scale import base_seed, device
 from .ensemble import Engine
 from .measure import check_measures
-from .models import Architecture, Net
 from .optim import SGD, check_hyper
 from .results import Member, Runs, State
 from .runs import open_run
-from .scale import base_seed, device
 from .session import Session
 
 __all__ = ["train"]
@@ -83,7 +83,7 @@ def train(
         Default: the first four; a ResNet, which has no ρ, goes without margins.
     snapshots : keep the weights of every measurement, for ``runs.model(..., epoch=...)``.
     checkpoint_seconds : time between two states saved.
-    engine : "auto" chooses by measurement; "stacked", "vmap" and "loop" are described in `nclib.ensemble`.
+    engine : "auto" chooses by measurement; "stacked", "vmap" and "loop" are described in `nclib.training.ensemble`.
     progress : False shows no bar.
 
     Returns
@@ -102,8 +102,8 @@ def train(
     Examples
     --------
     >>> from nclib.data import data
-    >>> from nclib.models import mlp
-    >>> from nclib.optim import sgd
+    >>> from nclib.networks.models import mlp
+    >>> from nclib.training.optim import sgd
     >>> points = data("teacher", n=12)
     >>> grid = dict(weight_decay=[0, 0.1], seed=range(2))
     >>> runs = train(points, mlp(widths=(8,)), sgd(lr=0.1, epochs=20), grid=grid, measure_every=10)

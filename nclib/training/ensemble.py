@@ -5,7 +5,7 @@ Parameters, gradients and momenta are each one flat tensor in which every parame
 so that a step of SGD is a handful of operations, whatever M and the depth.  Three engines compute
 gradients; `choose` picks one:
 
-``stacked``  batched matrix products without autograd (`nclib.stacked`): perceptrons.
+``stacked``  batched matrix products without autograd (`nclib.training.stacked`): perceptrons.
 ``vmap``     `torch.func.vmap` over any architecture: where launching operations is what costs, on a GPU.
 ``loop``     each network by itself: where one network fills the processor (convolutions on a CPU).
 """
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 
-from .models import MLP, Architecture, Net
+from ..networks.models import MLP, Architecture, Net
 from .optim import SGD, mean_loss
 from .stacked import Activations, StackedMLP, can_stack
 

@@ -1,7 +1,7 @@
 """What is recorded of networks in training: loss, errors, norms and margins, exactly and for many at once.
 
 Everything is measured in evaluation mode with BN's statistics exact over the training set, of the folded
-network, with reductions in float64: the numbers are those of `nclib.norms` on each network by itself.
+network, with reductions in float64: the numbers are those of `nclib.networks.norms` on each network by itself.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .calibration import calibrate
+from ..networks.calibration import calibrate
+from ..networks.folding import folded_weights
+from ..networks.layers import Layer
+from ..networks.models import Architecture, Net
 from .ensemble import Ensemble, widths
-from .folding import folded_weights
-from .layers import Layer
-from .models import Architecture, Net
 from .optim import mean_loss
 
 __all__ = ["GROUPS", "check_measures", "measure"]
@@ -182,7 +182,7 @@ def _stable_ranks(weight: Tensor) -> Tensor:
 
 
 def _collapse(net: Net, x: Tensor, y: Tensor, finite: bool) -> Columns:
-    from .collapse import collapse
+    from ..collapse import collapse
 
     head = net.layers[-1]
     assert isinstance(head, Layer)

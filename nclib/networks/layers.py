@@ -1,6 +1,6 @@
 """One weight-carrying layer, plain or weight-normalised, and batch normalisation.
 
-The parts of which `nclib.models` makes networks.  A network's body is a coroutine (`Signal`): at every
+The parts of which `nclib.networks.models` makes networks.  A network's body is a coroutine (`Signal`): at every
 batch normalisation it hands out the layer and its pre-activation and is sent the normalised value.
 That one form serves training, evaluation, exact calibration and centring, which differ only in the
 rule that answers.

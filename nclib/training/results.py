@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .calibration import calibrate
-from .data import Data
-from .models import Architecture, Net
+from ..data import Data
+from ..data.subsets import redraw
+from ..networks.calibration import calibrate
+from ..networks.models import Architecture, Net
 from .optim import SGD
-from .subsets import redraw
 
 if TYPE_CHECKING:
     import pandas as pd

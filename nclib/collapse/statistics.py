@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .collapse_formulas import Geometry, duality, spread
-from .collapse_inputs import (
+from .formulas import Geometry, duality, spread
+from .inputs import (
     Array,
     checked_classifier,
     checked_features,

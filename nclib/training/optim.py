@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .models import Architecture
+from ..networks.models import Architecture
 
 __all__ = ["SGD", "sgd"]
 

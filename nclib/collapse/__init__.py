@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .collapse_formulas import Geometry, duality, spread, squared_distances
-from .collapse_inputs import (
+from .formulas import Geometry, duality, spread, squared_distances
+from .inputs import (
     Array,
     Classifier,
     checked_classifier,
@@ -22,9 +22,9 @@ from .collapse_inputs import (
     require_every_class,
     require_finite,
 )
-from .collapse_statistics import CollapseStatistics
 from .least_squares import Regression, Sample, krylov_mse_split, mse_split
 from .scatter import CentredRows, class_means
+from .statistics import CollapseStatistics
 
 __all__ = ["CollapseStatistics", "collapse"]
 
@@ -99,7 +99,7 @@ def collapse(
     and nothing of size d×d.  The ``mse`` keys depend on all of Σ_W.  It is formed in float64, unless the
     features are many, wide and single precision or less, and Σ_W is well-conditioned: then a few passes
     of a Krylov method take its place, right to 1% by a proved bound, in practice to 10⁻⁴
-    (`nclib.least_squares`, where the split is derived).  Memory: a few MiB, and three d×d matrices.
+    (`nclib.collapse.least_squares`, where the split is derived).  Memory: a few MiB, and three d×d matrices.
 
     References
     ----------

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data import Data
+from ..data import Data
+from ..networks.models import Architecture
 from .ensemble import Engine, Ensemble, choose, chunk_size, threads_for
 from .measure import Function, measure
-from .models import Architecture
 from .optim import SGD, targets
 from .progress import Bar, bar
 from .results import Member, Runs, State, with_noise

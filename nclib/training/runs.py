@@ -37,8 +37,8 @@ Arrays = dict[str, NDArray[Any]]
 
 # The code that decides what a run computes: these modules and all that they import, but for those that only
 # carry results about or bring data, which are known by their contents.
-_ROOTS = ("session", "subsets")
-_ASIDE = {"data", "progress", "results", "runs", "scale"}
+_ROOTS = ("training.session", "data.subsets")
+_ASIDE = {"data", "data.raw", "scale", "training.progress", "training.results", "training.runs"}
 
 
 def runs_folder() -> Path | None:
@@ -68,18 +68,24 @@ def code_version() -> str:
 
 
 def _modules() -> dict[str, ast.Module]:
-    """The syntax trees of the modules that decide results."""
+    """The syntax trees of the modules that decide results, by their names within this package."""
+    # As resources, not as files: the package may lie in a zip.
+    package = importlib.resources.files("nclib")
     found: dict[str, ast.Module] = {}
     queue = list(_ROOTS)
     while queue:
         name = queue.pop()
         if name in found or name in _ASIDE:
             continue
-        # As a resource, not as a file: the package may lie in a zip.
-        source = importlib.resources.files(__package__).joinpath(f"{name}.py").read_text(encoding="utf-8")
-        found[name] = ast.parse(source)
-        nodes = [node for node in ast.walk(found[name]) if isinstance(node, ast.ImportFrom) and node.level]
-        queue += [node.module for node in nodes if node.module]
+        *folders, module = name.split(".")
+        file = package.joinpath(*folders, f"{module}.py")
+        if not file.is_file():
+            folders.append(module)
+            file = package.joinpath(*folders, "__init__.py")
+        found[name] = ast.parse(file.read_text(encoding="utf-8"))
+        for node in ast.walk(found[name]):
+            if isinstance(node, ast.ImportFrom) and node.level and node.module:
+                queue.append(".".join([*folders[: len(folders) + 1 - node.level], node.module]))
     return found
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .models import MLP, Architecture
+from ..networks.models import MLP, Architecture
 from .optim import loss_gradient
 
 __all__ = ["Activations", "StackedMLP", "can_stack"]
@@ -51,8 +51,8 @@ class StackedMLP:
     Parameters
     ----------
     arch : an architecture for which `can_stack` holds.
-    params, grads : the parameters of `nclib.models.Net`, by name, stacked: each (M, ...) and contiguous.
-    loss, reduction : see `nclib.optim.sgd`.
+    params, grads : the parameters of `nclib.networks.models.Net`, by name, stacked: each (M, ...) and contiguous.
+    loss, reduction : see `nclib.training.optim.sgd`.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .collapse_inputs import Classifier
+from .inputs import Classifier
 from .scatter import CentredRows
 
 # Relative error of ``mse_ls`` to prove, and to expect were the sample typical of all rows.

@@ -1,6 +1,6 @@
 r"""Norms, margins, balance and homogeneity of networks, always of the folded network.
 
-$ρ_k = ‖\hat W_k‖_F$ and $ρ = \prod_k ρ_k$, with normalisation folded into $\hat W_k$ (`nclib.folding`).
+$ρ_k = ‖\hat W_k‖_F$ and $ρ = \prod_k ρ_k$, with normalisation folded into $\hat W_k$ (`nclib.networks.folding`).
 All reductions are in float64.  Biases, a network's own or those that folding BN leaves, do not enter ρ.
 """
 
@@ -50,7 +50,7 @@ def layer_norms(net: Net) -> Tensor:
 
     Examples
     --------
-    >>> from nclib.models import mlp
+    >>> from nclib.networks.models import mlp
     >>> net = mlp(widths=(8,)).build(input_shape=(4,), init_norm=(3.0, 0.5))
     >>> [round(r, 6) for r in layer_norms(net).tolist()]
     [3.0, 0.5]
@@ -83,7 +83,7 @@ def rho(net: Net) -> float:
 
     Examples
     --------
-    >>> from nclib.models import mlp
+    >>> from nclib.networks.models import mlp
     >>> round(rho(mlp(widths=(8, 8)).build(input_shape=(4,), init_norm=(2.0, 0.5, 3.0))), 6)
     3.0
     """
@@ -123,7 +123,7 @@ def margins(net: Net, x: Tensor, y: Tensor, *, chunk: int = 1024) -> Tensor:
 
     Examples
     --------
-    >>> from nclib.models import mlp
+    >>> from nclib.networks.models import mlp
     >>> net = mlp(widths=()).build(input_shape=(2,))
     >>> net.layers[0].set_weight(torch.tensor([[3.0, 4.0]]))
     >>> margins(net, torch.eye(2), torch.tensor([1.0, -1.0]))
@@ -251,7 +251,7 @@ def balance(net: Net) -> Balance:
 
     Examples
     --------
-    >>> from nclib.models import mlp
+    >>> from nclib.networks.models import mlp
     >>> net = mlp(widths=(8,)).build(input_shape=(4,), init_norm=(2.0, 1.0))
     >>> layers, neurons = balance(net)
     >>> round(layers.item(), 6), round(neurons[0].sum().item(), 6)
@@ -310,7 +310,7 @@ def homogeneity_error(net: Net, x: Tensor, factor: float = 2.0) -> Homogeneity:
 
     Examples
     --------
-    >>> from nclib.models import mlp
+    >>> from nclib.networks.models import mlp
     >>> build = dict(input_shape=(4,), dtype=torch.float64)
     >>> x = torch.eye(4, dtype=torch.float64)
     >>> max(homogeneity_error(mlp(widths=(8, 8)).build(**build), x)) < 1e-13

@@ -16,7 +16,7 @@ rows of equal norm, ε = 0) it is worse, by Cauchy and Schwarz: $\sum_i s_i^2\su
 Below, 64 channels:
 
 >>> import torch
->>> from nclib.models import calibrate, mlp
+>>> from nclib.networks.models import calibrate, mlp
 >>> x = torch.randn(200, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 >>> net = mlp(widths=(64,), norm="bn", eps=0).build(input_shape=(10,), dtype=torch.float64)
 >>> _ = calibrate(net, x)
@@ -69,7 +69,7 @@ def fold(net: Net) -> Net:
 
     Examples
     --------
-    >>> from nclib.models import calibrate, mlp
+    >>> from nclib.networks.models import calibrate, mlp
     >>> x = torch.eye(5)
     >>> net = mlp(widths=(7,), norm="bn").build(input_shape=(5,), outputs=2).eval()
     >>> outputs = calibrate(net, x)
@@ -95,7 +95,7 @@ def folded_weights(net: Net) -> list[Tensor]:
 
     Examples
     --------
-    >>> from nclib.models import mlp
+    >>> from nclib.networks.models import mlp
     >>> net = mlp(widths=(3,), norm="wn").build(input_shape=(2,), init_norm=5.0)
     >>> [round(w.norm().item(), 6) for w in folded_weights(net)]
     [5.0, 5.0]

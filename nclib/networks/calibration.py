@@ -42,7 +42,7 @@ def calibrate(net: Net, x: Tensor, *, chunk: int | None = None, max_bytes: int =
 
     Examples
     --------
-    >>> from nclib.models import mlp
+    >>> from nclib.networks.models import mlp
     >>> x = torch.eye(6)
     >>> net = mlp(widths=(8,), norm="bn").build(input_shape=(6,))
     >>> outputs = calibrate(net, x)
