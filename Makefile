@@ -13,7 +13,7 @@ LISTS := pyproject.toml constraints.txt
 # Two processes share the cores: one thread each is faster than both fighting for all of them.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help install dev sync colab book test lint bench pins clean
+.PHONY: help install dev sync colab book test lint seeds bench pins clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -56,6 +56,9 @@ lint: dev  ## Check style and types
 	@$(BIN)/ruff check nclib tests _ext chapters
 	@$(BIN)/ruff format --check nclib tests _ext chapters
 	@$(BIN)/mypy
+
+seeds: install  ## Run every chapter from ten other base seeds; how often does each claim hold?
+	@$(BIN)/python _ext/base_seeds.py
 
 bench: install  ## Time nclib beside baselines; set NCLIB_DATA to use real images
 	@mkdir -p _build && $(BIN)/python -m benchmarks --json _build/benchmarks.json
