@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from .convex import convex_optimum as convex_optimum
     from .data import Data as Data
     from .data import from_arrays as from_arrays
+    from .explore import Explorable as Explorable
+    from .explore import explore_curves as explore_curves
+    from .explore import explore_flow as explore_flow
+    from .explore import replay as replay
     from .flow import Flow as Flow
     from .flow import exact_flow as exact_flow
     from .networks.calibration import calibrate as calibrate
@@ -88,6 +92,7 @@ _HOME = {
     "collapse": ["CollapseStatistics", "collapse"],
     "convex": ["convex_optimum"],
     "data": ["Data", "data", "from_arrays"],
+    "explore": ["Explorable", "explore_curves", "explore_flow", "replay"],
     "flow": ["Flow", "exact_flow", "flow"],
     "networks.folding": ["fold"],
     "networks.models": ["convnet", "mlp", "project_", "resnet18"],

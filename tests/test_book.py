@@ -7,7 +7,6 @@ import html
 import http.server
 import os
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,11 +17,9 @@ import myst
 import notebooks
 import pytest
 from conftest import ROOT, missing
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 BOOK = ROOT / "_build" / "html"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-OFFLINE = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 PAGES = sorted(p.relative_to(BOOK).as_posix() for p in BOOK.rglob("*.html") if "_static" not in p.parts)
 CHAPTERS = [f"chapters/{path.stem}.html" for path in notebooks.chapters(ROOT)]
 
@@ -35,16 +32,6 @@ pytestmark = pytest.mark.xdist_group("browser")
 def _built() -> None:
     if not (BOOK / "index.html").exists():
         missing("the book is not built: run `make book` first")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        missing("there is no Chromium on this machine")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *OFFLINE])
-        yield opened
-        opened.close()
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
