@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -42,6 +43,15 @@ class Scoreboard(SphinxDirective):
         return [Placeholder(shows="scoreboard")]
 
 
+class Verdict(SphinxDirective):
+    """``{verdict} thm-name``: a theorem's name, linked, and the claims that checked it."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        return [Placeholder(shows="verdict", label=self.arguments[0])]
+
+
 class TheoremMap(SphinxDirective):
     """``{theorem-map}``: every theorem of the book with its verdict."""
 
@@ -65,6 +75,12 @@ def cache_folder(app: Sphinx) -> Path:
 
 
 # --- nothing stale --------------------------------------------------------------------------------
+
+
+def ask_for_files(_app: Sphinx) -> None:
+    """Let the chapters' figures be drawn as PDF too, for readers to take away, and with no date in them."""
+    os.environ.setdefault("NCLIB_FIGURES", "svg,pdf")
+    os.environ.setdefault("SOURCE_DATE_EPOCH", "0")
 
 
 def clear_cache(app: Sphinx) -> None:
@@ -147,14 +163,22 @@ def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     book = ledger.ledger(app.env)
     shown = page_parts.Shown(app, docname, book)
     for place in list(doctree.findall(Placeholder)):
-        made = page_parts.scoreboard(shown) if place["shows"] == "scoreboard" else page_parts.theorem_map(shown)
-        place.replace_self(made)
+        if place["shows"] == "verdict":
+            if place["label"] not in shown.where:
+                LOGGER.warning("{verdict}: '%s' is no theorem of the book", place["label"], location=docname)
+            place.replace_self(page_parts.verdict_of(shown, place["label"]))
+        else:
+            makers = {"scoreboard": page_parts.scoreboard, "theorem-map": page_parts.theorem_map}
+            place.replace_self(makers[place["shows"]](shown))
     page = book.pages.get(docname)
     if page is None or not page.is_notebook:
         return
     for output in list(doctree.findall(nodes.raw)):
-        if 'class="nc-claims"' in output.astext():
-            output.replace_self(nodes.raw("", page_parts.with_links(shown, output.astext()), **output.attributes))
+        text = output.astext()
+        if 'class="nc-claims"' in text:
+            output.replace_self(nodes.raw("", page_parts.with_links(shown, text), **output.attributes))
+        elif 'class="dataframe"' in text:  # a header without text is a puzzle to a screen reader
+            output.replace_self(nodes.raw("", text.replace("<th></th>", "<td></td>"), **output.attributes))
     for node in list(doctree.findall(ledger.is_theorem)):
         if mark := page_parts.badge(shown, node["label"]):
             node += mark
@@ -207,6 +231,20 @@ def offer_notebooks(app: Sphinx, error: Exception | None) -> None:
         shutil.copytree(made, Path(app.outdir) / "colab")
 
 
+#: Draws icons that the theme's font draws too, at half the weight of a page.
+_ICON_SCRIPT = re.compile(r'\s*<script src="[^"]*scripts/fontawesome\.js[^"]*"></script>')
+
+
+def lighten(app: Sphinx, error: Exception | None) -> None:
+    """Leave out what a page can do without."""
+    if error is None and app.builder.format == "html":
+        for path in Path(app.outdir).rglob("*.html"):
+            text = path.read_text("utf-8")
+            if (lighter := _ICON_SCRIPT.sub("", text)) != text:
+                path.write_text(lighter, "utf-8")
+        (Path(app.outdir) / "_static" / "scripts" / "fontawesome.js").unlink(missing_ok=True)
+
+
 def fail_loudly(app: Sphinx, error: Exception | None) -> None:
     """Without ``-W`` too: a chapter or a claim that failed fails the build, and the last lines say which."""
     if error is not None:
@@ -235,11 +273,14 @@ def set_options(_app: Sphinx, config: Config) -> None:
             options.pop(key, None)
 
 
-def without_network(
+def tidy_page(
     _app: Sphinx, _page: str, _template: str, context: dict[str, Any], _tree: nodes.document | None
 ) -> None:
-    """Leave out scripts that would load others from elsewhere (live cells, which this book does not use)."""
+    """Leave out scripts that would load others from elsewhere (live cells, which this book does not use), and
+    a role that promises what is not there."""
     context["script_files"] = [script for script in context["script_files"] if not _is_thebe(script)]
+    if "body" in context:  # a list's children must be items, says ARIA; these are not
+        context["body"] = context["body"].replace('<div role="list" class="citation', '<div class="citation')
     context["css_files"] = [style for style in context.get("css_files", []) if "thebe" not in str(style)]
 
 
@@ -255,14 +296,35 @@ SEARCH_FROM_DISK = (
 )
 
 
+#: What scrolls sideways must be within reach of the keyboard; which formula does depends on the window.
+SCROLL_BY_KEY = """
+function reachByKey() {
+  document.querySelectorAll('mjx-container[display="true"], .cell_output, .pst-scrollable-table-container')
+    .forEach(function (box) {
+      if (box.scrollWidth > box.clientWidth) { box.tabIndex = 0; }
+      else if (box.getAttribute('tabindex') === '0') { box.removeAttribute('tabindex'); }
+    });
+}
+window.addEventListener('load', function () {
+  var ready = window.MathJax && MathJax.startup && MathJax.startup.promise || Promise.resolve();
+  ready.then(reachByKey);
+  window.addEventListener('resize', reachByKey);
+  document.addEventListener('toggle', reachByKey, true);
+});
+"""
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register everything."""
     app.set_html_assets_policy("always")  # tables made at the end may hold mathematics on any page
     app.add_js_file(None, body=SEARCH_FROM_DISK, priority=250)
+    app.add_js_file(None, body=SCROLL_BY_KEY, priority=900)
     app.add_node(Placeholder)
     app.add_directive("scoreboard", Scoreboard)
+    app.add_directive("verdict", Verdict)
     app.add_directive("theorem-map", TheoremMap)
     app.connect("config-inited", set_options)
+    app.connect("builder-inited", ask_for_files)
     app.connect("builder-inited", clear_cache)
     app.connect("env-get-outdated", outdated)
     app.connect("source-read", forget)
@@ -272,8 +334,9 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("env-check-consistency", check)
     app.connect("env-updated", touched)
     app.connect("doctree-resolved", fill)
-    app.connect("html-page-context", without_network, priority=900)
+    app.connect("html-page-context", tidy_page, priority=900)
     app.connect("build-finished", remove_old_pages)
     app.connect("build-finished", offer_notebooks)
+    app.connect("build-finished", lighten)
     app.connect("build-finished", fail_loudly)
     return {"version": "1", "env_version": 1, "parallel_read_safe": True, "parallel_write_safe": True}

@@ -181,6 +181,24 @@ def scoreboard(shown: Shown) -> list[nodes.Node]:
     return [raw(summary(shown) + table)]
 
 
+def verdict_of(shown: Shown, label: str) -> list[nodes.Node]:
+    """A theorem by name, its verdict, and the claims that checked it, folded."""
+    theorem, records = shown.theorem(label), shown.book.of(label)
+    kind, words = verdict(records)
+    title = title_html(theorem) if theorem else ""
+    rows = "".join(_row(shown, record, "") for record in records)
+    head = "".join(f'<th scope="col">{title}</th>' for title in COLUMNS)
+    named = f'role="region" aria-label="Claims on {escape(label)}"'
+    box = f'<div class="nc-claims-box nc-scoreboard" tabindex="0" {named}>'
+    heading = (
+        f'<p class="nc-verdict-head">{shown.theorem_link(label)} <span>{title}</span> '
+        f'<span class="nc-badge {kind}">{words}</span></p>'
+    )
+    table = f'<table class="nc-claims"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    folded = f"<summary>The claims, with their numbers</summary>{box}{table}</div>"
+    return [raw(f'{heading}<details class="nc-evidence">{folded}</details>')]
+
+
 def _row(shown: Shown, record: Record, anchor: str) -> str:
     cells = [
         shown.theorem_link(record["theorem"]),

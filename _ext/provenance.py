@@ -14,7 +14,7 @@ from pathlib import Path
 VARIABLES = ("NCLIB_SCALE", "NCLIB_SEED", "NCLIB_DEVICE", "NCLIB_DATA")
 
 #: Files, relative to the book's folder, that change what a chapter computes without changing its cells.
-FILES = ("nclib/**/*.py", "constraints.txt", "results/**/*")
+FILES = ("nclib/**/*", "constraints.txt", "results/**/*")
 
 
 def fingerprint(root: Path) -> str:

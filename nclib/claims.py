@@ -204,7 +204,12 @@ def claims_table() -> None:
 
     Examples
     --------
-    >>> claims_table()  # doctest: +SKIP
+    >>> chapter("00_example")  # doctest: +ELLIPSIS
+    scale ...
+    >>> claim("thm-example", "one is one", predicted=1, measured=1, rtol=1e-12)  # doctest: +ELLIPSIS
+    HOLDS ...
+    >>> claims_table()
+    HOLDS  thm-example: one is one | predicted 1 | measured 1 | relative error 0 <= 1e-12 | 1 seed
     """
     _show("\n".join(_as_text(r) for r in _records), claims_html(_records))
 
@@ -243,8 +248,9 @@ def claims_html(records: Sequence[Record]) -> str:
         ]
         body = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
         rows.append(f'<tr class="{"holds" if r["passed"] else "fails"}">{body}</tr>')
+    label = f"Claim: {records[0]['statement']}" if len(records) == 1 else f"{len(records)} claims"
     return (
-        '<div class="nc-claims-box" tabindex="0" role="region" aria-label="Claims">'
+        f'<div class="nc-claims-box" tabindex="0" role="region" aria-label="{html.escape(label)}">'
         f'<table class="nc-claims"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     )
 

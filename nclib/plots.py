@@ -6,6 +6,7 @@ alone. Figures stand on their own pale paper and so read the same on a light and
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +43,8 @@ LABELS = {
 def style() -> None:
     """Set the house style for all figures from here on (`nclib.chapter` does this).
 
+    Notebooks show figures as SVG, or in the formats that ``NCLIB_FIGURES`` names (``svg,pdf``).
+
     Examples
     --------
     >>> style()
@@ -71,6 +74,7 @@ def style() -> None:
             "legend.frameon": False,
             "figure.constrained_layout.use": True,
             "svg.hashsalt": "nclib",  # the same figure gives the same file
+            "pdf.fonttype": 42,  # letters stay letters
         },
     )
     try:
@@ -80,7 +84,9 @@ def style() -> None:
     from IPython import get_ipython
 
     if get_ipython() is not None:
-        set_matplotlib_formats("svg", metadata={"Date": None})
+        formats = os.environ.get("NCLIB_FIGURES", "svg").split(",")
+        # Without a date the same figure gives the same file; only SVG can leave it out by this name.
+        set_matplotlib_formats(*formats, **({"metadata": {"Date": None}} if formats == ["svg"] else {}))
 
 
 def panels(n: int = 1, *, height: float = 3.6) -> tuple[Figure, Any]:

@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
+BOOK = ROOT / "_build" / "html"
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +33,13 @@ def missing(what: str) -> None:
     if os.environ.get("BOOK_TESTS") == "required":
         pytest.fail(f"BOOK_TESTS=required, but {what}")
     pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def built_book() -> None:
+    """The book's HTML is there."""
+    if not (BOOK / "index.html").exists():
+        missing("the book is not built: run `make book` first")
 
 
 @pytest.fixture(scope="session")

@@ -187,10 +187,12 @@ def test_a_replay_plays_pauses_and_begins_again(page: Page) -> None:
     waits_for = functools.partial(page.wait_for_function, arg=box.element_handle())
     waits_for("box => box.querySelector('.nc-told').textContent === 'end'")
     waits_for("box => box.querySelector('button').textContent.includes('Play')")
-    button.click()
-    waits_for("box => box.querySelector('.nc-told').textContent === 'middle'")
-    button.click()
+    button.click()  # at the end: from the beginning again
+    waits_for("box => box.querySelector('.nc-told').textContent !== 'end'")
+    box.get_by_label("epoch").focus()  # moving the slider pauses
+    page.keyboard.press("Home")
     assert "Play" in button.inner_text()
+    assert said.inner_text() == "begin"
 
 
 @in_browser

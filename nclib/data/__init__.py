@@ -1,6 +1,6 @@
 """Data sets as a handful of resident tensors: real images and synthetic sets with a known truth.
 
-``data("digits", classes=(3, 8))`` returns a :class:`Data`; ``from_arrays`` puts your own arrays
+``data("digits", classes=(3, 8))`` returns a `Data`; ``from_arrays`` puts your own arrays
 through the same checks.  Every random choice derives from ``seed``; no global generator is touched.
 """
 
@@ -242,7 +242,7 @@ def from_arrays(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Data:
-    """Make a :class:`Data` from your own arrays or tensors, with the checks of :func:`data`.
+    """Make a `Data` from your own arrays or tensors, with the checks of `data`.
 
     Parameters
     ----------
@@ -256,7 +256,7 @@ def from_arrays(
         The label values to keep, in label order.  Default: all values of `labels`, sorted, except that
         labels -1 and +1 are taken in the order (+1, -1), so that ``y`` equals the labels given.
     seed, unit_norm, standardise, noise, dtype, device
-        As in :func:`data`; `standardise` works channel by channel on images, entry by entry on vectors.
+        As in `data`; `standardise` works channel by channel on images, entry by entry on vectors.
 
     Returns
     -------

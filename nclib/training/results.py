@@ -104,7 +104,7 @@ class Runs:
 
     @functools.cached_property
     def history(self) -> pd.DataFrame:
-        """Tidy measurements: one row for each member and measured epoch.
+        """Tidy measurements, one row for each member and measured epoch.
 
         Columns: ``member``; the hyper-parameters; ``epoch``; ``step``, the number of steps taken; ``status``,
         "ok" or, in its last row, "diverged"; and what was measured.
@@ -133,7 +133,7 @@ class Runs:
 
     @functools.cached_property
     def members(self) -> pd.DataFrame:
-        """One row a member: its hyper-parameters, its status, and the step at which it diverged (or -1)."""
+        """One row a member, with its hyper-parameters, its status, and the step at which it diverged (or -1)."""
         import pandas as pd
 
         diverged = self._state.diverged

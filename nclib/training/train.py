@@ -69,15 +69,15 @@ def train(
         which to measure; the last is always measured.  Default: fifty times.
     measure : what to measure, by name:
 
-        "loss"         ``loss`` (the objective, with weight decay), ``mse`` or ``cross_entropy`` (without)
-                       and ``error`` on the training set
-        "test"         ``test_mse`` or ``test_cross_entropy``, and ``test_error``
-        "norms"        ``rho``, ``rho_1`` ... ``rho_L`` of the folded network; with BN also the norms
-                       ``weight_norm_1`` ... of the weights themselves
-        "margins"      ``margin_min``, ``margin_mean``, ``margin_std`` and quantiles ``margin_q05``, ``_q25``,
-                       ``_q50``, ``_q75``, ``_q95`` of the normalised training margins
-        "stable_rank"  ``stable_rank_1`` ... ``stable_rank_L`` of the folded layers
-        "collapse"     the keys of `nclib.collapse`
+        * "loss": ``loss`` (the objective, with weight decay), ``mse`` or ``cross_entropy`` (without) and
+          ``error`` on the training set;
+        * "test": ``test_mse`` or ``test_cross_entropy``, and ``test_error``;
+        * "norms": ``rho``, ``rho_1`` ... ``rho_L`` of the folded network; with BN also the norms
+          ``weight_norm_1`` ... of the weights themselves;
+        * "margins": ``margin_min``, ``margin_mean``, ``margin_std`` and quantiles ``margin_q05``, ``_q25``,
+          ``_q50``, ``_q75``, ``_q95`` of the normalised training margins;
+        * "stable_rank": ``stable_rank_1`` ... ``stable_rank_L`` of the folded layers;
+        * "collapse": the keys of `nclib.collapse`;
 
         or a function that takes a network (calibrated, in evaluation mode) and returns numbers by name.
         Default: the first four; a ResNet, which has no ρ, goes without margins.
