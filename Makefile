@@ -6,6 +6,7 @@ SHELL := bash
 
 PYTHON ?= python3
 VENV ?= .venv
+COLAB ?= .venv-colab
 JOBS ?= 2
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -13,7 +14,7 @@ LISTS := pyproject.toml constraints.txt
 # Two processes share the cores: one thread each is faster than both fighting for all of them.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help install dev sync colab book test lint seeds bench pins clean
+.PHONY: help install dev sync colab book test drill pdf lint seeds bench pins clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -52,6 +53,23 @@ test: install  ## Run the tests, then every chapter as a test
 	@$(ONE_THREAD) $(BIN)/python -m pytest tests nclib --doctest-modules -n $(JOBS)
 	@$(ONE_THREAD) $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --timeout=1200 chapters -n $(JOBS)
 
+drill: colab $(COLAB)/.installed  ## Run every self-contained notebook with the versions that Colab carries
+	@$(ONE_THREAD) COLAB_PYTHON=$(CURDIR)/$(COLAB)/bin/python \
+	  $(BIN)/python -m pytest tests/test_colab.py tests/test_colab_drill.py -n $(JOBS)
+
+# PyTorch comes in the version of the book's own environment: another one is gigabytes.
+$(COLAB)/.installed: tests/colab-versions.txt constraints.txt
+	@echo "Installing what Colab carries into $(COLAB) (some minutes, once)"
+	@rm -rf $(COLAB) && $(PYTHON) -m venv $(COLAB) && mkdir -p _build
+	@grep -v '^torch==' tests/colab-versions.txt > _build/colab-versions.txt
+	@$(COLAB)/bin/python -m pip install --quiet --disable-pip-version-check --constraint _build/colab-versions.txt \
+	  $$(grep '^torch==' constraints.txt) \
+	  $$(sed -n 's/^\([a-z_-]*\)==.*/\1/p' _build/colab-versions.txt | grep -v -e '^dask' -e '^jupytext')
+	@touch $@
+
+pdf: book  ## Print the book as one PDF (needs Chromium)
+	@$(BIN)/python _ext/pdf.py
+
 lint: dev  ## Check style and types
 	@$(BIN)/ruff check nclib tests _ext chapters
 	@$(BIN)/ruff format --check nclib tests _ext chapters
@@ -71,4 +89,4 @@ pins: ## Resolve pyproject.toml afresh and rewrite constraints.txt
 
 clean:  ## Remove everything that was built (not the environment)
 	@rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+	@find . -path './.venv*' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

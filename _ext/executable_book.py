@@ -52,6 +52,15 @@ class Verdict(SphinxDirective):
         return [Placeholder(shows="verdict", label=self.arguments[0])]
 
 
+class FromChapter(SphinxDirective):
+    """``{from-chapter} fig-name``: a figure of a chapter, shown here too, with a link to its place."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        return [Placeholder(shows="from-chapter", label=self.arguments[0])]
+
+
 class TheoremMap(SphinxDirective):
     """``{theorem-map}``: every theorem of the book with its verdict."""
 
@@ -163,7 +172,9 @@ def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     book = ledger.ledger(app.env)
     shown = page_parts.Shown(app, docname, book)
     for place in list(doctree.findall(Placeholder)):
-        if place["shows"] == "verdict":
+        if place["shows"] == "from-chapter":
+            place.replace_self(borrowed(app, shown, place["label"]))
+        elif place["shows"] == "verdict":
             if place["label"] not in shown.where:
                 LOGGER.warning("{verdict}: '%s' is no theorem of the book", place["label"], location=docname)
             place.replace_self(page_parts.verdict_of(shown, place["label"]))
@@ -187,6 +198,22 @@ def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         facts, section = page_facts(app, docname), heading.parent
         section.insert(section.index(heading) + 1, page_parts.run_line(shown, facts, notebook_of(docname)))
         section += page_parts.how_made(shown, facts)
+
+
+def borrowed(app: Sphinx, shown: page_parts.Shown, label: str) -> list[nodes.Node]:
+    """A copy of a chapter's figure (by its name), or figure to play with (by its anchor)."""
+
+    def named(node: nodes.Node) -> bool:
+        if isinstance(node, nodes.figure):
+            return label in (*node["names"], *node["ids"])
+        return isinstance(node, nodes.raw) and f'id="{label}"' in node.astext()
+
+    for docname in shown.pages:
+        for node in app.env.get_doctree(docname).findall(named):
+            address = f'<a href="{shown.link(docname, label)}">{shown.chapter_title(docname)}</a>'
+            return [node.deepcopy(), page_parts.raw(f'<p class="nc-from">From chapter {address}</p>')]
+    LOGGER.warning("{from-chapter}: no chapter has a figure '%s'", label, location=shown.docname)
+    return []
 
 
 def page_facts(app: Sphinx, docname: str) -> dict[str, str]:
@@ -322,6 +349,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_node(Placeholder)
     app.add_directive("scoreboard", Scoreboard)
     app.add_directive("verdict", Verdict)
+    app.add_directive("from-chapter", FromChapter)
     app.add_directive("theorem-map", TheoremMap)
     app.connect("config-inited", set_options)
     app.connect("builder-inited", ask_for_files)

@@ -38,10 +38,11 @@ class Explorable:
     ----------
     spec : what the script draws, as plain data.
     caption, alt : for every reader.
+    name : the anchor.
     """
 
-    def __init__(self, spec: Mapping[str, Any], static: Figure, *, caption: str, alt: str) -> None:
-        self.spec, self.caption, self.alt = dict(spec), caption, alt
+    def __init__(self, spec: Mapping[str, Any], static: Figure, *, caption: str, alt: str, name: str = "") -> None:
+        self.spec, self.caption, self.alt, self.name = dict(spec), caption, alt, name
         self._picture = _svg(static)
 
     def __repr__(self) -> str:
@@ -50,7 +51,7 @@ class Explorable:
     def _repr_html_(self) -> str:
         data = json.dumps(self.spec, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         data = data.replace("</", r"<\/")  # nothing in it may end the script element
-        name = "nc-explore-" + hashlib.sha256((data + self.caption).encode()).hexdigest()[:10]
+        name = self.name or "explore-" + hashlib.sha256((data + self.caption).encode()).hexdigest()[:10]
         files = importlib.resources.files(__name__)
         style, script = ((files / f"explore.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
         return (
@@ -72,6 +73,7 @@ def explore_flow(
     time: float,
     caption: str,
     alt: str,
+    name: str = "",
     seed: int = 0,
     dt: float = 0.05,
     records: int = 60,
@@ -89,6 +91,7 @@ def explore_flow(
     weight_decay, rho0 : the values of λ ≥ 0 and ρ₀ > 0 between which the reader chooses.
     time : end time > 0.
     caption, alt : what the figure says, and a description for those who can't see it.
+    name : its anchor in the page, e.g. "explore-flow".
     seed, dt, records : as in `nclib.flow`.
     start : which λ and which ρ₀ are chosen at first, as positions.
 
@@ -120,8 +123,7 @@ def explore_flow(
     history = run.history
     V = random_directions((run.x.shape[2], *widths, 1), [seed])
     late = history[history["t"] > 0]
-    shown = late[["rho", "rho_eq"]].abs().to_numpy()
-    least, most = max(float(shown.min()), 1e-3), float(shown.max())
+    least, most = float(late["rho"].min()), float(late["rho"].max())
     times = late.loc[late["member"] == 0, "t"]
     bound = float(np.abs(run.f).max()) * 1.4
     spec = {
@@ -147,7 +149,7 @@ def explore_flow(
         axes.set(xlabel="time t", ylabel="norm ρ", ylim=spec["range"])
         axes.legend()
 
-    return Explorable(spec, _static(draw), caption=caption, alt=alt)
+    return Explorable(spec, _static(draw), caption=caption, alt=alt, name=name)
 
 
 def explore_curves(
@@ -159,6 +161,7 @@ def explore_curves(
     told: Callable[[pd.DataFrame], str],
     caption: str,
     alt: str,
+    name: str = "",
     x_label: str | None = None,
     log: str = "",
     log_measures: Sequence[str] = (),
@@ -176,6 +179,7 @@ def explore_curves(
     controls : columns with sliders, and their labels.
     told : from the rows of one curve, a sentence that says what it shows (also to a screen reader).
     caption, alt : what the figure says, and a description for those who can't see it.
+    name : its anchor in the page, e.g. "explore-flow".
     x_label : label of the horizontal axis.
     log : "x" for a logarithmic horizontal axis.
     log_measures : measures drawn on a logarithmic axis.
@@ -253,7 +257,7 @@ def explore_curves(
         axes.set_xscale("log" if "x" in log else "linear")
         axes.set_yscale("log" if first in log_measures else "linear")
 
-    return Explorable(spec, _static(draw), caption=caption, alt=alt)
+    return Explorable(spec, _static(draw), caption=caption, alt=alt, name=name)
 
 
 def replay(
@@ -266,6 +270,7 @@ def replay(
     title: str,
     caption: str,
     alt: str,
+    name: str = "",
     label: str = "epoch",
     axes: tuple[str, str] = ("", ""),
     means: ArrayLike | None = None,
@@ -282,6 +287,7 @@ def replay(
     told : (T,), a sentence for each frame (also for a screen reader).
     title : what is seen.
     caption, alt : what the figure says, and a description for those who can't see it.
+    name : its anchor in the page, e.g. "explore-flow".
     label : of the slider.
     axes : labels of the two axes.
     means : (T, G, 2), a hollow mark and a line from the origin for each group.
@@ -339,7 +345,7 @@ def replay(
         ax.set(xlim=spec["x"], ylim=spec["y"], aspect="equal", xlabel=axes[0], ylabel=axes[1], xticks=[], yticks=[])
         ax.legend()
 
-    return Explorable(spec, _static(draw), caption=caption, alt=alt)
+    return Explorable(spec, _static(draw), caption=caption, alt=alt, name=name)
 
 
 def _static(draw: Callable[[Any], None]) -> Figure:
