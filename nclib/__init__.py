@@ -66,6 +66,9 @@ if TYPE_CHECKING:
     from .scale import device_name as device_name
     from .scale import scale_name as scale_name
     from .scale import seeds as seeds
+    from .store import Result as Result
+    from .store import result as result
+    from .store import save_result as save_result
     from .sweeps import SweepFailed as SweepFailed
     from .sweeps import sweep as sweep
     from .training.optim import sgd as sgd
@@ -109,6 +112,7 @@ _HOME = {
     "plots": ["lines", "panels", "style"],
     "training.results": ["Runs"],
     "scale": ["base_seed", "device", "device_name", "scale", "scale_name", "seeds"],
+    "store": ["Result", "result", "save_result"],
     "sweeps": ["SweepFailed", "sweep"],
     "training.train": ["train"],
 }
