@@ -58,7 +58,8 @@ class Result:
         seeds = ", ".join(map(str, facts["config"].get("seeds", []))) or "none"
         minutes = facts["seconds"] / 60
         took = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-        return f"device {facts['device']} · seeds {seeds} · commit {facts['commit']} · {facts['created'][:10]} · took {took}"
+        made = f"commit {facts['commit']} · {facts['created'][:10]} · took {took}"
+        return f"device {facts['device']} · seeds {seeds} · {made}"
 
 
 def results_folder() -> Path:
