@@ -14,7 +14,7 @@ LISTS := pyproject.toml constraints.txt
 # Two processes share the cores: one thread each is faster than both fighting for all of them.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help install dev sync colab book test drill pdf lint seeds bench pins clean
+.PHONY: help install dev sync colab book test drill pdf lint full seeds bench pins clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -71,9 +71,12 @@ pdf: book  ## Print the book as one PDF (needs Chromium)
 	@$(BIN)/python _ext/pdf.py
 
 lint: dev  ## Check style and types
-	@$(BIN)/ruff check nclib tests _ext chapters
-	@$(BIN)/ruff format --check nclib tests _ext chapters
+	@$(BIN)/ruff check nclib tests _ext chapters results benchmarks
+	@$(BIN)/ruff format --check nclib tests _ext chapters results benchmarks
 	@$(BIN)/mypy
+
+full: install  ## Compute the stored results of chapter 8 (a GPU; ARGS="--size cpu --jobs 2" for two cores)
+	@$(BIN)/python results/remake.py $(ARGS)
 
 seeds: install  ## Run every chapter from ten other base seeds; how often does each claim hold?
 	@$(BIN)/python _ext/base_seeds.py

@@ -1,0 +1,197 @@
+"""Computes the stored results of the book: ``make full``, or ``python results/remake.py [--size cpu] [part …]``.
+
+Every part is a list of independent jobs; each job is one call of `nclib.train`.  Finished jobs are kept in
+``results/.jobs`` and never run again, and one that was cut off goes on where it was: the command can be stopped and
+given again at any time.  With ``--jobs N`` the jobs go to N processes, with ``--dask ADDRESS`` to the workers of a
+Dask cluster, which share this folder.
+
+Two sizes: ``full`` is the experiment as published, for a GPU; ``cpu`` is the part of it that two cores do in some
+hours.  They differ in numbers only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import torch  # noqa: E402
+
+import nclib as nc  # noqa: E402
+from nclib.networks.models import Net  # noqa: E402
+
+#: What `torch.optim.SGD(weight_decay=…)` of the published experiment is in this book's convention, λ‖W‖².
+LAMBDA = 0.01 / 2
+
+#: Both sizes, part by part.  Each job trains all initial norms and seeds of its part.
+# fmt: off
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
+    "full": {
+        "binary": {"n": None, "epochs": 1000, "init_norms": [0.01, 0.1, 0.5, 1, 3, 5, 10], "seeds": [0, 1, 2]},
+        "labels": {"n": None, "epochs": 1000, "init_norms": [1], "seeds": [0, 1, 2]},
+        "collapse": {
+            "n": None, "n_test": None, "epochs": 350, "widths": [64, 128, 256, 512], "batch": 128, "seeds": [0]
+        },
+    },
+    "cpu": {
+        "binary": {"n": None, "epochs": 60, "init_norms": [0.1, 0.5, 1, 3, 5, 10], "seeds": [0, 1]},
+        "labels": {"n": None, "epochs": 60, "init_norms": [1], "seeds": [0, 1]},
+        "collapse": {
+            "n": 1000, "n_test": 1000, "epochs": 60, "widths": [16, 32, 64, 128], "batch": 50, "seeds": [0]
+        },
+    },
+}
+# fmt: on
+
+#: Shares of the training labels that are redrawn at random.
+NOISE = [0.2, 0.4, 0.6, 0.8, 1.0]
+
+
+def published_rho(net: Net) -> dict[str, float]:
+    """ρ as the published code has it: each layer's norm over the norm of its vector of standard deviations."""
+    logs = []
+    for k, layer in enumerate(net.layers):
+        size = torch.linalg.vector_norm(layer.weight.detach().double())
+        if k < len(net.norms):
+            size = size / torch.linalg.vector_norm((net.norms[k].var.double() + net.norms[k].eps).sqrt())
+        logs.append(size.log())
+    return {"rho_published": float(torch.stack(logs).sum().exp())}
+
+
+def binary_job(
+    norm: str,
+    weight_decay: float,
+    noise: float,
+    n: int | None,
+    epochs: int,
+    init_norms: list[float],
+    seeds: list[int],
+) -> list[dict[str, Any]]:
+    """The four-convolution net on two classes, for all initial norms and seeds."""
+    data = nc.data("cifar10", classes=(1, 2), n=n, standardise=True, verify=False)
+    arch = nc.convnet(norm=norm)  # type: ignore[arg-type]
+    # One-hot targets and the mean over the two outputs, as published: with one output of ±1 this rate diverges.
+    opt = nc.sgd(lr=0.01, momentum=0.9, batch=128, epochs=epochs, coding="one-hot")
+    grid = {"seed": seeds, "init_norm": init_norms, "weight_decay": [weight_decay], "noise": [noise]}
+    measure = ("loss", "test", "norms", "margins", published_rho)
+    return rows(nc.train(data, arch, opt, grid=grid, measure_every=measured(epochs), measure=measure), norm)
+
+
+def collapse_job(
+    weight_decay: float,
+    n: int | None,
+    n_test: int | None,
+    epochs: int,
+    widths: list[int],
+    batch: int,
+    seeds: list[int],
+) -> list[dict[str, Any]]:
+    """ResNet-18 on all ten classes, to terminal collapse."""
+    data = nc.data("cifar10", n=n, n_test=n_test, standardise=True, unit_norm=False, verify=False)
+    arch = nc.resnet18(widths=tuple(widths))
+    steps = ((epochs // 3, 0.1), (2 * epochs // 3, 0.01))
+    opt = nc.sgd(lr=0.05, momentum=0.9, batch=batch, epochs=epochs, schedule=steps, reduction="sum")
+    grid = {"seed": seeds, "init_norm": [he_norms(arch, data)], "weight_decay": [weight_decay]}
+    measure = ("loss", "test", "norms", "collapse")
+    return rows(nc.train(data, arch, opt, grid=grid, measure_every=measured(epochs, 25), measure=measure), "bn")
+
+
+def he_norms(arch: Any, data: nc.Data) -> tuple[float, ...]:
+    """‖W_k‖ of He's initialisation, √(2 · outputs of the layer)."""
+    return tuple((2 * shape.out) ** 0.5 for shape in arch.shapes(data.input_shape, len(data.classes)))
+
+
+def measured(epochs: int, times: int = 40) -> list[int]:
+    """Epochs at which to measure: the start, then about evenly in the logarithm."""
+    return sorted({0, epochs, *(round(epochs ** (i / times)) for i in range(times + 1))})
+
+
+def rows(runs: nc.Runs, norm: str) -> list[dict[str, Any]]:
+    """A job's history as plain rows; what is not a number stays empty."""
+    table = runs.history.drop(columns=["member"]).assign(norm=norm)
+    return [
+        {key: None if isinstance(v, float) and v != v else v for key, v in row.items()}
+        for row in table.to_dict("records")
+    ]
+
+
+def jobs(part: str, size: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
+    """What a part calls, and with what."""
+    if part == "collapse":
+        return collapse_job, [{"weight_decay": decay, **size} for decay in (5e-4 / 2, 0.0)]
+    if part == "labels":
+        return binary_job, [{"norm": "bn", "weight_decay": LAMBDA, "noise": noise, **size} for noise in NOISE]
+    settings = [(norm, decay) for norm in ("bn", "none") for decay in (LAMBDA, 0.0)]
+    return binary_job, [{"norm": norm, "weight_decay": decay, "noise": 0.0, **size} for norm, decay in settings]
+
+
+def config(part: str, size_name: str) -> dict[str, Any]:
+    """All that a part's table depends on; its hash is in the manifest."""
+    size = SIZES[size_name][part]
+    function, calls = jobs(part, size)
+    return {"part": part, "size": size_name, "seeds": size["seeds"], "function": function.__name__, "calls": calls}
+
+
+def name_of(part: str, size_name: str) -> str:
+    """File name of a part's table."""
+    return f"{part}_{size_name}"
+
+
+def make(part: str, size_name: str, executor: Any) -> None:
+    """Compute one part, or what is missing of it, and write its table."""
+    began = time.monotonic()
+    function, calls = jobs(part, SIZES[size_name][part])
+    table = nc.sweep(function, calls, executor=executor, folder=HERE / ".jobs" / name_of(part, size_name))
+    clock = HERE / ".jobs" / name_of(part, size_name) / "seconds.txt"
+    before = float(clock.read_text()) if clock.exists() else 0.0
+    seconds = before + time.monotonic() - began
+    clock.write_text(str(seconds))
+    table = table.drop(columns=[*SIZES[size_name][part], "rho_1", "rho_2", "rho_3", "rho_4"], errors="ignore")
+    nc.save_result(name_of(part, size_name), table, config(part, size_name), seconds=seconds)
+    print(f"{name_of(part, size_name)}: {len(table)} rows, {seconds / 60:.0f} min in all", flush=True)
+
+
+@contextlib.contextmanager
+def executor_for(options: argparse.Namespace) -> Any:
+    """Where jobs run."""
+    if options.dask:
+        from distributed import Client
+
+        with Client(options.dask) as client:
+            yield client
+    elif options.jobs > 1:
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+
+        # A fresh process for each: a fork would take over a thread pool, or a GPU, that is in use.
+        with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
+            yield pool
+    else:
+        yield None
+
+
+def main() -> int:
+    """Make the parts asked for, or all."""
+    parser = argparse.ArgumentParser(description="Compute the stored results of the book.")
+    parts = list(SIZES["full"])
+    parser.add_argument("parts", nargs="*", choices=[[], *parts], metavar="part", help=f"of {', '.join(parts)}")
+    parser.add_argument("--size", choices=SIZES, default="full")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default 1)")
+    parser.add_argument("--dask", metavar="ADDRESS", help="address of a Dask scheduler")
+    options = parser.parse_args()
+    os.environ.setdefault("NCLIB_RUNS", str(HERE / ".runs"))
+    with executor_for(options) as executor:
+        for part in options.parts or parts:
+            make(part, options.size, executor)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
