@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ahead
 import colab
 import ledger
 import page_parts
@@ -102,6 +103,12 @@ def clear_cache(app: Sphinx) -> None:
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
         mark.write_text(today, "utf-8")
+
+
+def execute_ahead(app: Sphinx) -> None:
+    """Fill the cache, several chapters at a time."""
+    sources = [root(app) / f"{name}.md" for name in sorted(app.project.discover()) if name.startswith("chapters/")]
+    ahead.execute([path for path in sources if path.exists()], cache_folder(app), app.config.nb_execution_timeout)
 
 
 def outdated(app: Sphinx, env: BuildEnvironment, *_: set[str]) -> list[str]:
@@ -354,6 +361,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", set_options)
     app.connect("builder-inited", ask_for_files)
     app.connect("builder-inited", clear_cache)
+    app.connect("builder-inited", execute_ahead)
     app.connect("env-get-outdated", outdated)
     app.connect("source-read", forget)
     app.connect("env-purge-doc", purge)
