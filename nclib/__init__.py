@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from .closed_forms import simplex_etf as simplex_etf
     from .closed_forms import ufm_minimiser as ufm_minimiser
     from .collapse import CollapseStatistics as CollapseStatistics
+    from .complexity import rademacher_ascent as rademacher_ascent
+    from .complexity import rademacher_exact as rademacher_exact
     from .convex import convex_optimum as convex_optimum
     from .data import Data as Data
     from .data import from_arrays as from_arrays
@@ -93,6 +95,7 @@ _HOME = {
         "ufm_minimiser",
     ],
     "collapse": ["CollapseStatistics", "collapse"],
+    "complexity": ["rademacher_ascent", "rademacher_exact"],
     "convex": ["convex_optimum"],
     "data": ["Data", "data", "from_arrays"],
     "explore": ["Explorable", "explore_curves", "explore_flow", "replay"],
