@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .closed_forms import equilibrium_norm as equilibrium_norm
     from .closed_forms import growth_clock as growth_clock
     from .closed_forms import interpolant_from as interpolant_from
+    from .closed_forms import linear_escape_time as linear_escape_time
     from .closed_forms import margin_moments as margin_moments
     from .closed_forms import minimum_norm as minimum_norm
     from .closed_forms import ridge as ridge
@@ -82,6 +83,7 @@ _HOME = {
         "equilibrium_norm",
         "growth_clock",
         "interpolant_from",
+        "linear_escape_time",
         "margin_moments",
         "minimum_norm",
         "ridge",

@@ -360,6 +360,55 @@ def growth_clock(rho: Arrays, depth: int) -> Any:
     return rho**power / power
 
 
+def linear_escape_time(rho0: float, level: float, depth: int, size: float, angle: float) -> float:
+    """Time that a deep linear network needs to grow from the norm ρ₀ to a level ρ₀ < r ≪ 1.
+
+    For an exactly balanced start w of norm ρ₀ at the angle φ₀ to β = ⟨y x⟩, up to a relative error of order r,
+
+        T = ρ₀^(−(1−2/L)) / (2 ‖β‖ sin^(L−2) φ₀) · ∫_{φ_r}^{φ₀} sin^(L−3) φ dφ,   sin φ_r = (ρ₀/r)^(1/L) sin φ₀.
+
+    Parameters
+    ----------
+    rho0, level : float
+        0 < ρ₀ < r.
+    depth : int
+        L ≥ 1, the number of layers.
+    size : float
+        ‖β‖ > 0.
+    angle : float
+        φ₀ in radians, 0 < φ₀ < π.
+
+    Returns
+    -------
+    float
+        T, in the units of the flow of ⟨(f − y)²⟩.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of its range.
+
+    Examples
+    --------
+    >>> print(round(linear_escape_time(1e-8, 1e-2, depth=2, size=0.5, angle=1e-6), 4))  # ln(10⁶)/(4 · 0.5)
+    6.9078
+
+    Notes
+    -----
+    ρ sin^L φ is constant on the way, so the norm first shrinks where φ₀ is obtuse. Chapter 5.
+    """
+    if not 0 < rho0 < level:
+        raise ValueError(f"rho0={rho0}, level={level}: write norms with 0 < rho0 < level")
+    if depth < 1 or not size > 0 or not 0 < angle < np.pi:
+        raise ValueError(f"depth={depth}, size={size}, angle={angle}: write depth ≥ 1, size > 0 and 0 < angle < π")
+    from scipy.integrate import quad
+
+    last = np.arcsin((rho0 / level) ** (1 / depth) * np.sin(angle))
+    # By φ = e^u the integrand is smooth also where both ends are tiny.
+    integral, _ = quad(lambda u: np.exp(u) * np.sin(np.exp(u)) ** (depth - 3), np.log(last), np.log(angle))
+    return float(rho0 ** (2 / depth - 1) * integral / (2 * size * np.sin(angle) ** (depth - 2)))
+
+
 def balanced_penalty(rho: Arrays, depth: int, weight_decay: Arrays) -> Any:
     """Least weight decay λ Σₖ ρₖ² that L layers with product of norms ρ must pay, λ L ρ^(2/L).
 

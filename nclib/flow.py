@@ -185,7 +185,7 @@ def flow(
         advance(until, dt / 4**phase)
     if cooling:
         rows.append(_measure(members, model, depth, state, x, y, now[0], relu))
-    return _finish(rows, model, depth, state, W0, x, y, relu)
+    return _finish(members, rows, model, depth, state, W0, x, y, relu)
 
 
 def exact_flow(
@@ -265,7 +265,8 @@ def exact_flow(
 
         begin = _flat([part[b : b + 1] for part in state])
         atol = rtol / 100 * min(1.0, *(float(norms(part)[0]) for part in (w[b : b + 1] for w in W0)))
-        solved = solve_ivp(speed, (0, time), begin, "DOP853", times, rtol=rtol, atol=atol)
+        with np.errstate(over="ignore", invalid="ignore"):  # a trial step that is too long is rejected
+            solved = solve_ivp(speed, (0, time), begin, "DOP853", times, rtol=rtol, atol=atol)
         paths.append([_unflat(column, shapes) for column in solved.y.T])
     rows = []
     for i, t in enumerate(times):
@@ -273,7 +274,7 @@ def exact_flow(
         rows.append(_measure(members, model, depth, state, x, y, t, relu))
     if model == "normalised":  # the solver's drift is in sphere_error; the result itself is on the sphere
         state = [*(v / norms(v)[:, None, None] for v in state[:-1]), state[-1]]
-    return _finish(rows, model, depth, state, W0, x, y, relu)
+    return _finish(members, rows, model, depth, state, W0, x, y, relu)
 
 
 def _members(
@@ -415,7 +416,8 @@ def _stable_step(model: str, depth: int, state: Layers) -> Array:
 
 def _measure(
     members: pd.DataFrame, model: str, depth: int, state: Layers, x: Array, y: Array, t: float, relu: bool
-) -> pd.DataFrame:
+) -> dict[str, Any]:
+    """The columns of `Flow.history` at one time, (B,) each."""
     lam = members["weight_decay"].to_numpy()
     rho, V, f, each = _normalise(model, depth, state, x, relu)
     finite = np.isfinite(rho) & np.isfinite(f).all(1)
@@ -425,8 +427,8 @@ def _measure(
     mu, M = margin.mean(1), (f * f).mean(1)
     mse = ((rho[:, None] * f - y) ** 2).mean(1)
     penalty = rho**2 if model == "normalised" else sum(r**2 for r in each)
-    columns = dict(
-        t=t,
+    return dict(
+        t=np.full(len(x), t),
         rho=rho,
         **{f"rho_{k + 1}": r for k, r in enumerate(each)},
         rho_eq=mu / np.maximum(M + lam, 1e-300),
@@ -438,7 +440,6 @@ def _measure(
         margin_min=margin.min(1),
         sphere_error=np.max([np.abs(norms(v) ** 2 - 1) for v in V], 0),
     )
-    return members.assign(member=range(len(members)), **columns)
 
 
 def _normalise(model: str, depth: int, state: Layers, x: Array, relu: bool) -> tuple[Array, Layers, Array, Layers]:
@@ -474,7 +475,7 @@ def _weights(model: str, depth: int, state: Layers) -> Layers:
 def _times(records: int | Sequence[float], first: float, last: float) -> Array:
     """When to record: so many times, geometrically spaced, or just those given."""
     if isinstance(records, int):
-        return np.geomspace(first, last, records)
+        return np.geomspace(first, last, records) if records > 1 else np.array([last])
     times = np.asarray(records, dtype=float)
     if times.ndim != 1 or len(times) == 0 or times[0] <= 0 or (np.diff(times) <= 0).any() or times[-1] != last:
         raise ValueError(f"records: write a number, or times that rise from above 0 to time={last:g}")
@@ -482,13 +483,23 @@ def _times(records: int | Sequence[float], first: float, last: float) -> Array:
 
 
 def _finish(
-    rows: list[pd.DataFrame], model: str, depth: int, state: Layers, W0: Layers, x: Array, y: Array, relu: bool
+    members: pd.DataFrame,
+    rows: list[dict[str, Any]],
+    model: str,
+    depth: int,
+    state: Layers,
+    W0: Layers,
+    x: Array,
+    y: Array,
+    relu: bool,
 ) -> Flow:
     import pandas as pd
 
     rho, V, f, _ = _normalise(model, depth, state, x, relu)
     biases = None if model == "normalised" else state[depth:] or None
-    history = pd.concat(rows, ignore_index=True)
+    fixed = members.assign(member=range(len(members)))
+    fixed = pd.concat([fixed] * len(rows), ignore_index=True)
+    history = fixed.assign(**{name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
     return Flow(history, V, _weights(model, depth, state), W0, rho, f, biases, x, y)
 
 
