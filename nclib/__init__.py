@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from .closed_forms import balanced_penalty as balanced_penalty
     from .closed_forms import equilibrium_loss as equilibrium_loss
     from .closed_forms import equilibrium_norm as equilibrium_norm
+    from .closed_forms import growth_clock as growth_clock
     from .closed_forms import interpolant_from as interpolant_from
+    from .closed_forms import linear_escape_time as linear_escape_time
     from .closed_forms import margin_moments as margin_moments
     from .closed_forms import minimum_norm as minimum_norm
     from .closed_forms import ridge as ridge
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from .plots import lines as lines
     from .plots import panels as panels
     from .plots import style as style
+    from .relu import tangent_kernel as tangent_kernel
     from .scale import base_seed as base_seed
     from .scale import device as device
     from .scale import device_name as device_name
@@ -87,7 +90,9 @@ _HOME = {
         "balanced_penalty",
         "equilibrium_loss",
         "equilibrium_norm",
+        "growth_clock",
         "interpolant_from",
+        "linear_escape_time",
         "margin_moments",
         "minimum_norm",
         "ridge",
@@ -114,6 +119,7 @@ _HOME = {
     "training.optim": ["sgd"],
     "plots": ["lines", "panels", "style"],
     "training.results": ["Runs"],
+    "relu": ["tangent_kernel"],
     "scale": ["base_seed", "device", "device_name", "scale", "scale_name", "seeds"],
     "store": ["Result", "result", "save_result"],
     "sweeps": ["SweepFailed", "sweep"],

@@ -245,19 +245,25 @@ def ridge(x: Arrays, y: Arrays, weight_decay: float) -> Array:
     return solution
 
 
-def interpolant_from(x: Arrays, y: Arrays, w0: Arrays) -> Array:
-    """Where gradient descent on ‖X w − y‖² ends when it starts at w₀, X⁺ y + (I − X⁺X) w₀.
+def interpolant_from(x: Arrays, y: Arrays, w0: Arrays, depth: int = 1) -> Array:
+    """Where the gradient flow of ‖X w − y‖² ends when it starts at w₀, in a linear network of any depth.
 
-    It is the least-squares solution nearest to w₀: the part of w₀ that the data cannot see stays for ever.
+    For L = 1 it is X⁺ y + (I − X⁺X) w₀, the least-squares solution nearest to w₀: the part of w₀ that the data
+    cannot see, z = (I − X⁺X) w₀, stays for ever. For L > 1 and a balanced start with the product w₀ = W_L ⋯ W_1
+    that part changes in length only: the flow ends at
+
+        X⁺ y + z (s/‖w₀‖)^(1−1/L),   where s > 0 solves s² = ‖X⁺ y‖² + ‖z‖² (s/‖w₀‖)^(2−2/L).
 
     Parameters
     ----------
     x : (N, d)
         One row a point.
-    y : (N,) or (N, K)
+    y : (N,), or (N, K) for depth 1
         Targets.
-    w0 : (d,) or (d, K)
-        The start.
+    w0 : (d,), or (d, K) for depth 1
+        The start; not zero for depth > 1, where zero is a saddle.
+    depth : int
+        L ≥ 1, the number of layers.
 
     Returns
     -------
@@ -267,23 +273,140 @@ def interpolant_from(x: Arrays, y: Arrays, w0: Arrays) -> Array:
     Raises
     ------
     ValueError
-        If the shapes do not match.
+        If the shapes do not match, the depth is not positive, or a deep network starts at zero.
 
     Examples
     --------
     >>> interpolant_from([[1.0, 1.0]], [1.0], [3.0, 0.0]).round(12).tolist()
     [2.0, -1.0]
+    >>> interpolant_from([[1.0, 0.0]], [1.0], [0.01, 0.01], depth=2).round(4).tolist()  # 1, √0.01·√s/√2^½
+    [1.0, 0.0842]
 
     Notes
     -----
-    Chapter 2.
+    Chapters 2 and 5.
     """
     x, y = _points(x, y)
     w0 = _array(w0)
     expected = x.shape[1:] + y.shape[1:]
     if w0.shape != expected:
         raise ValueError(f"w0 has shape {w0.shape}; x and y ask for {expected}; write a start of that shape")
-    return w0 + minimum_norm(x, y - x @ w0)
+    if depth < 1 or (depth > 1 and w0.ndim != 1):
+        raise ValueError(f"depth={depth} with w0 of shape {w0.shape}; write depth ≥ 1, and one output if it is > 1")
+    fitted = w0 + minimum_norm(x, y - x @ w0)
+    if depth == 1:
+        return fitted
+    from scipy.optimize import brentq
+
+    size = float(np.linalg.norm(w0))
+    if size == 0:
+        raise ValueError(f"w0 is zero, where a network of depth={depth} stays for ever; write a start that is not")
+    best = minimum_norm(x, y)
+    unseen = fitted - best
+
+    def excess(s: float) -> float:
+        return float(s**2 - best @ best - unseen @ unseen * (s / size) ** (2 - 2 / depth))
+
+    # s² outgrows the other side at last, and is below it where s² = ‖z‖²(s/‖w₀‖)^(2−2/L) or s = ‖X⁺y‖.
+    low = max(float(np.linalg.norm(best)), size * (float(np.linalg.norm(unseen)) / size) ** depth)
+    high = 2 * low
+    while excess(high) < 0:
+        high *= 2
+    s = brentq(excess, low, high, xtol=1e-15 * low, rtol=4 * np.finfo(float).eps) if excess(low) < 0 else low
+    end: Array = best + unseen * (s / size) ** (1 - 1 / depth)
+    return end
+
+
+def growth_clock(rho: Arrays, depth: int) -> Any:
+    """The function q of the norm whose rate along a balanced flow is 2L (μ − ρM), whatever the norm.
+
+    q = ∫ ρ^(2/L−2) dρ: ρ for L = 1, ln ρ for L = 2, and −ρ^(−(1−2/L))/(1 − 2/L) for L > 2. Time to grow from
+    ρ_a to ρ_b where μ − ρM is constant: [q(ρ_b) − q(ρ_a)]/(2L (μ − ρM)).
+
+    Parameters
+    ----------
+    rho : number or (...)
+        ρ > 0.
+    depth : int
+        L ≥ 1, the number of layers.
+
+    Returns
+    -------
+    number or (...)
+        q(ρ).
+
+    Raises
+    ------
+    ValueError
+        If a norm or the depth is not positive.
+
+    Examples
+    --------
+    >>> print(growth_clock(1.0, depth=2), growth_clock(16.0, depth=4))
+    0.0 -0.5
+
+    Notes
+    -----
+    Chapter 5.
+    """
+    rho = _array(rho)
+    if not np.all(rho > 0):
+        raise ValueError("rho is not positive; write norms > 0, which a balanced flow never leaves")
+    if depth < 1:
+        raise ValueError(f"depth={depth}: a network has at least one layer; write depth ≥ 1")
+    if depth == 2:
+        return np.log(rho)
+    power = 2 / depth - 1
+    return rho**power / power
+
+
+def linear_escape_time(rho0: float, level: float, depth: int, size: float, angle: float) -> float:
+    """Time that a deep linear network needs to grow from the norm ρ₀ to a level ρ₀ < r ≪ 1.
+
+    For an exactly balanced start w of norm ρ₀ at the angle φ₀ to β = ⟨y x⟩, up to a relative error of order r,
+
+        T = ρ₀^(−(1−2/L)) / (2 ‖β‖ sin^(L−2) φ₀) · ∫_{φ_r}^{φ₀} sin^(L−3) φ dφ,   sin φ_r = (ρ₀/r)^(1/L) sin φ₀.
+
+    Parameters
+    ----------
+    rho0, level : float
+        0 < ρ₀ < r.
+    depth : int
+        L ≥ 1, the number of layers.
+    size : float
+        ‖β‖ > 0.
+    angle : float
+        φ₀ in radians, 0 < φ₀ < π.
+
+    Returns
+    -------
+    float
+        T, in the units of the flow of ⟨(f − y)²⟩.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of its range.
+
+    Examples
+    --------
+    >>> print(round(linear_escape_time(1e-8, 1e-2, depth=2, size=0.5, angle=1e-6), 4))  # ln(10⁶)/(4 · 0.5)
+    6.9078
+
+    Notes
+    -----
+    ρ sin^L φ is constant on the way, so the norm first shrinks where φ₀ is obtuse. Chapter 5.
+    """
+    if not 0 < rho0 < level:
+        raise ValueError(f"rho0={rho0}, level={level}: write norms with 0 < rho0 < level")
+    if depth < 1 or not size > 0 or not 0 < angle < np.pi:
+        raise ValueError(f"depth={depth}, size={size}, angle={angle}: write depth ≥ 1, size > 0 and 0 < angle < π")
+    from scipy.integrate import quad
+
+    last = np.arcsin((rho0 / level) ** (1 / depth) * np.sin(angle))
+    # By φ = e^u the integrand is smooth also where both ends are tiny.
+    integral, _ = quad(lambda u: np.exp(u) * np.sin(np.exp(u)) ** (depth - 3), np.log(last), np.log(angle))
+    return float(rho0 ** (2 / depth - 1) * integral / (2 * size * np.sin(angle) ** (depth - 2)))
 
 
 def balanced_penalty(rho: Arrays, depth: int, weight_decay: Arrays) -> Any:

@@ -47,6 +47,8 @@ class Flow:
         sphere_error = max_k |‖V_k‖² − 1|.
     V : list of L arrays (B, d_k, d_{k-1})
         Final directions.
+    W, W0 : lists of L arrays (B, d_k, d_{k-1})
+        Final and initial weights; in the normalised model ρ is shared out evenly, W_k = |ρ|^(1/L) V_k.
     rho : (B,)
         Final ρ ≥ 0 (the sign of a negative one is moved into V_L).
     f : (B, N)
@@ -58,6 +60,8 @@ class Flow:
 
     history: pd.DataFrame
     V: Layers
+    W: Layers
+    W0: Layers
     rho: Array
     f: Array
     biases: Layers | None
@@ -81,9 +85,11 @@ def flow(
     model: str = "normalised",
     layer_norms: Sequence[float] | None = None,
     biases: bool = False,
+    relu: bool = True,
+    paired: bool = False,
     dt: float = 0.05,
     cooling: int = 3,
-    records: int = 40,
+    records: int | Sequence[float] = 40,
     start: Flow | None = None,
 ) -> Flow:
     """Follow the gradient flow of many networks at once by small explicit steps.
@@ -116,12 +122,18 @@ def flow(
         Initial norms (ρ_1, …, ρ_L) in the plain model, instead of `rho0`.
     biases
         Give every layer a bias, without weight decay, starting at 0 (plain model only). This breaks homogeneity.
+    relu
+        False leaves the ReLUs out: a deep linear network, whose flow has no kinks.
+    paired
+        Start with f = 0: the units of the last hidden layer come in pairs with equal weights before and opposite
+        weights after them.
     dt
         Largest step > 0.
     cooling
         Number of cooling phases ≥ 0.
     records
-        How many times to record, geometrically spaced, besides t = 0 and the end of cooling.
+        How many times to record, geometrically spaced, or the times themselves, the last of them `time`; besides
+        t = 0 and the end of cooling.
     start
         Go on from the end of another flow of as many members (whose time starts again at 0).
 
@@ -148,11 +160,12 @@ def flow(
     True
     """
     members, x, y = _members(problem, seed, weight_decay, rho0)
-    state = _start(members, x, widths, model, layer_norms, biases, start)
+    state = _start(members, x, widths, model, layer_norms, biases, paired, start)
     _positive(time=time, dt=dt)
     depth = len(widths) + 1
-    euler = _euler(model, depth, x, y, members["weight_decay"].to_numpy())
-    rows = [_measure(members, model, depth, state, x, y, 0.0)]
+    W0 = _weights(model, depth, state)
+    euler = _euler(model, depth, x, y, members["weight_decay"].to_numpy(), relu)
+    rows = [_measure(members, model, depth, state, x, y, 0.0, relu)]
     now = np.zeros(len(x))
 
     def advance(until: float, largest: float) -> None:
@@ -164,16 +177,15 @@ def flow(
             euler(state, h)
             now[:] = np.where(h >= left, until, now + h)
 
-    targets = np.geomspace(min(dt, time / 2), time, records)
-    for until in targets:
+    for until in _times(records, min(dt, time / 2), time):
         advance(until, dt)
-        rows.append(_measure(members, model, depth, state, x, y, until))
+        rows.append(_measure(members, model, depth, state, x, y, until, relu))
     for phase in range(1, cooling + 1):
         until = now[0] + COOLING_STEPS * dt / 4**phase
         advance(until, dt / 4**phase)
     if cooling:
-        rows.append(_measure(members, model, depth, state, x, y, now[0]))
-    return _finish(rows, model, depth, state, x, y)
+        rows.append(_measure(members, model, depth, state, x, y, now[0], relu))
+    return _finish(members, rows, model, depth, state, W0, x, y, relu)
 
 
 def exact_flow(
@@ -186,8 +198,10 @@ def exact_flow(
     seed: int | Sequence[int] = 0,
     model: str = "normalised",
     layer_norms: Sequence[float] | None = None,
+    relu: bool = True,
+    paired: bool = False,
     rtol: float = 1e-10,
-    records: int = 40,
+    records: int | Sequence[float] = 40,
     max_evaluations: int = 20_000,
 ) -> Flow:
     """Follow the same flow as `flow` by an adaptive Runge–Kutta solver of order 8 (SciPy's DOP853).
@@ -198,10 +212,11 @@ def exact_flow(
 
     Parameters
     ----------
-    problem, widths, weight_decay, time, rho0, seed, model, layer_norms, records
+    problem, widths, weight_decay, time, rho0, seed, model, layer_norms, relu, paired, records
         As in `flow`.
     rtol
-        Relative tolerance of the solver (absolute: a hundredth of it).
+        Relative tolerance of the solver (absolute: a hundredth of it, times the smallest layer norm at the start
+        if that is below 1).
     max_evaluations
         Give up a member after so many evaluations of the velocity.
 
@@ -228,15 +243,16 @@ def exact_flow(
     from scipy.integrate import solve_ivp
 
     members, x, y = _members(problem, seed, weight_decay, rho0)
-    state = _start(members, x, widths, model, layer_norms, False, None)
+    state = _start(members, x, widths, model, layer_norms, False, paired, None)
     _positive(time=time, rtol=rtol)
     depth = len(widths) + 1
+    W0 = _weights(model, depth, state)
     lam = members["weight_decay"].to_numpy()
-    times = np.concatenate([[0.0], np.geomspace(time / 1000, time, records)])
+    times = np.concatenate([[0.0], _times(records, time / 1000, time)])
     paths = []
     for b in range(len(x)):
         shapes = [part[b : b + 1].shape for part in state]
-        velocity = _velocity(model, depth, x[b : b + 1], y[b : b + 1], lam[b : b + 1])
+        velocity = _velocity(model, depth, x[b : b + 1], y[b : b + 1], lam[b : b + 1], relu)
         count = itertools.count(1)
 
         def speed(t: float, flat: Array, member: int = b) -> Array:
@@ -248,15 +264,17 @@ def exact_flow(
             return _flat(velocity(_unflat(flat, shapes)))  # noqa: B023
 
         begin = _flat([part[b : b + 1] for part in state])
-        solved = solve_ivp(speed, (0, time), begin, "DOP853", times, rtol=rtol, atol=rtol / 100)
+        atol = rtol / 100 * min(1.0, *(float(norms(part)[0]) for part in (w[b : b + 1] for w in W0)))
+        with np.errstate(over="ignore", invalid="ignore"):  # a trial step that is too long is rejected
+            solved = solve_ivp(speed, (0, time), begin, "DOP853", times, rtol=rtol, atol=atol)
         paths.append([_unflat(column, shapes) for column in solved.y.T])
     rows = []
     for i, t in enumerate(times):
         state = [np.concatenate([path[i][j] for path in paths]) for j in range(len(state))]
-        rows.append(_measure(members, model, depth, state, x, y, t))
+        rows.append(_measure(members, model, depth, state, x, y, t, relu))
     if model == "normalised":  # the solver's drift is in sphere_error; the result itself is on the sphere
         state = [*(v / norms(v)[:, None, None] for v in state[:-1]), state[-1]]
-    return _finish(rows, model, depth, state, x, y)
+    return _finish(members, rows, model, depth, state, W0, x, y, relu)
 
 
 def _members(
@@ -293,6 +311,7 @@ def _start(
     model: str,
     layer_norms: Sequence[float] | None,
     biases: bool,
+    paired: bool,
     start: Flow | None,
 ) -> Layers:
     """Initial state: V_1 … V_L, ρ (normalised), or W_1 … W_L and perhaps b_1 … b_L (plain)."""
@@ -305,6 +324,8 @@ def _start(
     depth = len(widths) + 1
     if layer_norms is not None and (len(layer_norms) != depth or min(layer_norms) <= 0):
         raise ValueError(f"layer_norms={tuple(layer_norms)}: give {depth} positive numbers, one a layer")
+    if paired and (depth < 2 or widths[-1] % 2 or start is not None):
+        raise ValueError(f"paired=True needs an even last hidden width and a fresh start; widths={tuple(widths)}")
     if start is not None:
         if start.rho.shape != (len(x),):
             raise ValueError(f"start has {len(start.rho)} members and this flow {len(x)}; give it the same members")
@@ -312,6 +333,10 @@ def _start(
     else:
         V = random_directions((x.shape[2], *widths, 1), members["seed"].tolist())
         rho = members["rho0"].to_numpy(copy=True)
+        if paired:
+            half = widths[-1] // 2
+            V[-2][:, half:], V[-1][:, :, half:] = V[-2][:, :half], -V[-1][:, :, :half]
+            V[-2:] = [v / norms(v)[:, None, None] for v in V[-2:]]
     if model == "normalised":
         return [*V, rho]
     each = [np.full(len(x), r) for r in layer_norms] if layer_norms is not None else [rho ** (1 / depth)] * depth
@@ -324,41 +349,43 @@ def _start(
     return [*W, *(np.zeros((len(x), w.shape[1], 1)) for w in W)]
 
 
-def _velocity(model: str, depth: int, x: Array, y: Array, lam: Array) -> Callable[[Layers], Layers]:
+def _velocity(
+    model: str, depth: int, x: Array, y: Array, lam: Array, relu: bool = True
+) -> Callable[[Layers], Layers]:
     """Right-hand side of the flow, from the state and of its shapes."""
     n = x.shape[1]
     decay = lam[:, None, None]
 
     def normalised(state: Layers) -> Layers:
         V, rho = state[:-1], state[-1]
-        f, hidden = forward(V, x)
+        f, hidden = forward(V, x, relu=relu)
         r = (y - rho[:, None] * f) / n
         pull = np.einsum("bn,bn->b", r, f)  # ⟨(y − ρ f) f⟩ = μ − ρ M
-        toward = gradients(V, hidden, 2 * rho[:, None] * r)
+        toward = gradients(V, hidden, 2 * rho[:, None] * r, relu=relu)
         inward = (2 * rho * pull)[:, None, None]
         return [*(g - inward * v for g, v in zip(toward, V, strict=True)), 2 * (pull - lam * rho)]
 
     def plain(state: Layers) -> Layers:
         W, b = state[:depth], state[depth:] or None
-        f, hidden = forward(W, x, b)
-        toward = gradients(W, hidden, 2 * (y - f) / n, biases=b is not None)
+        f, hidden = forward(W, x, b, relu=relu)
+        toward = gradients(W, hidden, 2 * (y - f) / n, biases=b is not None, relu=relu)
         return [g - 2 * decay * w for g, w in zip(toward, W, strict=False)] + toward[depth:]
 
     return normalised if model == "normalised" else plain
 
 
-def _euler(model: str, depth: int, x: Array, y: Array, lam: Array) -> Callable[[Layers, Array], None]:
+def _euler(model: str, depth: int, x: Array, y: Array, lam: Array, relu: bool) -> Callable[[Layers, Array], None]:
     """One explicit step of lengths h (B,), in place: the same right-hand side, in as few passes as possible."""
     n = x.shape[1]
 
     def normalised(state: Layers, h: Array) -> None:
         V, rho = state[:-1], state[-1]
-        f, hidden = forward(V, x)
+        f, hidden = forward(V, x, relu=relu)
         r = (y - rho[:, None] * f) / n
         pull = np.einsum("bn,bn->b", r, f)
         far = 2 * h * rho
         keep = (1 - far * pull)[:, None, None]
-        for v, g in zip(V, gradients(V, hidden, far[:, None] * r), strict=True):
+        for v, g in zip(V, gradients(V, hidden, far[:, None] * r, relu=relu), strict=True):
             v *= keep
             v += g
             v /= norms(v)[:, None, None]  # back to the sphere
@@ -366,9 +393,9 @@ def _euler(model: str, depth: int, x: Array, y: Array, lam: Array) -> Callable[[
 
     def plain(state: Layers, h: Array) -> None:
         W, b = state[:depth], state[depth:] or None
-        f, hidden = forward(W, x, b)
+        f, hidden = forward(W, x, b, relu=relu)
         keep = (1 - 2 * h * lam)[:, None, None]
-        moves = gradients(W, hidden, (2 * h / n)[:, None] * (y - f), biases=b is not None)
+        moves = gradients(W, hidden, (2 * h / n)[:, None] * (y - f), biases=b is not None, relu=relu)
         for w in W:
             w *= keep
         for part, move in zip(state, moves, strict=True):
@@ -388,10 +415,11 @@ def _stable_step(model: str, depth: int, state: Layers) -> Array:
 
 
 def _measure(
-    members: pd.DataFrame, model: str, depth: int, state: Layers, x: Array, y: Array, t: float
-) -> pd.DataFrame:
+    members: pd.DataFrame, model: str, depth: int, state: Layers, x: Array, y: Array, t: float, relu: bool
+) -> dict[str, Any]:
+    """The columns of `Flow.history` at one time, (B,) each."""
     lam = members["weight_decay"].to_numpy()
-    rho, V, f, each = _normalise(model, depth, state, x)
+    rho, V, f, each = _normalise(model, depth, state, x, relu)
     finite = np.isfinite(rho) & np.isfinite(f).all(1)
     if not finite.all():
         raise _not_finite(members, ~finite, t)
@@ -399,8 +427,8 @@ def _measure(
     mu, M = margin.mean(1), (f * f).mean(1)
     mse = ((rho[:, None] * f - y) ** 2).mean(1)
     penalty = rho**2 if model == "normalised" else sum(r**2 for r in each)
-    columns = dict(
-        t=t,
+    return dict(
+        t=np.full(len(x), t),
         rho=rho,
         **{f"rho_{k + 1}": r for k, r in enumerate(each)},
         rho_eq=mu / np.maximum(M + lam, 1e-300),
@@ -412,20 +440,19 @@ def _measure(
         margin_min=margin.min(1),
         sphere_error=np.max([np.abs(norms(v) ** 2 - 1) for v in V], 0),
     )
-    return members.assign(member=range(len(members)), **columns)
 
 
-def _normalise(model: str, depth: int, state: Layers, x: Array) -> tuple[Array, Layers, Array, Layers]:
+def _normalise(model: str, depth: int, state: Layers, x: Array, relu: bool) -> tuple[Array, Layers, Array, Layers]:
     """ρ ≥ 0, directions, normalised outputs, and the layers' norms (plain model)."""
     if model == "normalised":
         sign = np.where(state[-1] < 0, -1.0, 1.0)
         V = [*state[:-2], state[-2] * sign[:, None, None]]
-        return np.abs(state[-1]), V, forward(V, x)[0], []
+        return np.abs(state[-1]), V, forward(V, x, relu=relu)[0], []
     W, b = state[:depth], state[depth:] or None
     each = [norms(w) for w in W]
     rho = np.prod(each, 0)
     safe = [np.maximum(r, 1e-300)[:, None, None] for r in each]
-    f = forward(W, x, b)[0] / np.maximum(rho, 1e-300)[:, None]
+    f = forward(W, x, b, relu=relu)[0] / np.maximum(rho, 1e-300)[:, None]
     return rho, [w / r for w, r in zip(W, safe, strict=True)], f, each
 
 
@@ -436,12 +463,44 @@ def _not_finite(members: pd.DataFrame, lost: Any, t: float) -> FloatingPointErro
     )
 
 
-def _finish(rows: list[pd.DataFrame], model: str, depth: int, state: Layers, x: Array, y: Array) -> Flow:
+def _weights(model: str, depth: int, state: Layers) -> Layers:
+    """Copies of W_1 … W_L; in the normalised model ρ is shared out evenly, its sign going to the last layer."""
+    if model == "plain":
+        return [w.copy() for w in state[:depth]]
+    share = (np.abs(state[-1]) ** (1 / depth))[:, None, None]
+    sign = np.where(state[-1] < 0, -1.0, 1.0)[:, None, None]
+    return [*(share * v for v in state[:-2]), sign * share * state[-2]]
+
+
+def _times(records: int | Sequence[float], first: float, last: float) -> Array:
+    """When to record: so many times, geometrically spaced, or just those given."""
+    if isinstance(records, int):
+        return np.geomspace(first, last, records) if records > 1 else np.array([last])
+    times = np.asarray(records, dtype=float)
+    if times.ndim != 1 or len(times) == 0 or times[0] <= 0 or (np.diff(times) <= 0).any() or times[-1] != last:
+        raise ValueError(f"records: write a number, or times that rise from above 0 to time={last:g}")
+    return times
+
+
+def _finish(
+    members: pd.DataFrame,
+    rows: list[dict[str, Any]],
+    model: str,
+    depth: int,
+    state: Layers,
+    W0: Layers,
+    x: Array,
+    y: Array,
+    relu: bool,
+) -> Flow:
     import pandas as pd
 
-    rho, V, f, _ = _normalise(model, depth, state, x)
+    rho, V, f, _ = _normalise(model, depth, state, x, relu)
     biases = None if model == "normalised" else state[depth:] or None
-    return Flow(pd.concat(rows, ignore_index=True), V, rho, f, biases, x, y)
+    fixed = members.assign(member=range(len(members)))
+    fixed = pd.concat([fixed] * len(rows), ignore_index=True)
+    history = fixed.assign(**{name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
+    return Flow(history, V, _weights(model, depth, state), W0, rho, f, biases, x, y)
 
 
 def _positive(**values: float) -> None:

@@ -57,7 +57,7 @@ def norms(layer: Array) -> Array:
     return np.sqrt(squares)
 
 
-def forward(layers: Layers, x: Array, biases: Layers | None = None) -> tuple[Array, Layers]:
+def forward(layers: Layers, x: Array, biases: Layers | None = None, *, relu: bool = True) -> tuple[Array, Layers]:
     """Outputs f(x_n) and the inputs of every layer.
 
     Parameters
@@ -68,6 +68,8 @@ def forward(layers: Layers, x: Array, biases: Layers | None = None) -> tuple[Arr
         Inputs (B, N, d).
     biases
         L arrays (B, d_{k+1}, 1), or none.
+    relu
+        False leaves the ReLUs out: a deep linear network.
 
     Returns
     -------
@@ -87,11 +89,11 @@ def forward(layers: Layers, x: Array, biases: Layers | None = None) -> tuple[Arr
         if biases is not None:
             z = z + biases[k]
         if k < len(layers) - 1:
-            hidden.append(np.maximum(z, 0.0, out=z))
+            hidden.append(np.maximum(z, 0.0, out=z) if relu else z)
     return z[:, 0], hidden
 
 
-def gradients(layers: Layers, hidden: Layers, r: Array, *, biases: bool = False) -> Layers:
+def gradients(layers: Layers, hidden: Layers, r: Array, *, biases: bool = False, relu: bool = True) -> Layers:
     """Gradient of Σ_n r_n f(x_n) with respect to each layer, and to each bias (ReLU'(0) = 0).
 
     Parameters
@@ -102,6 +104,8 @@ def gradients(layers: Layers, hidden: Layers, r: Array, *, biases: bool = False)
         (B, N): weight of each point's output.
     biases
         Append the gradients with respect to the biases.
+    relu
+        As in `forward`.
 
     Returns
     -------
@@ -122,5 +126,50 @@ def gradients(layers: Layers, hidden: Layers, r: Array, *, biases: bool = False)
         if biases:
             bias_gradients.append(delta.sum(2, keepdims=True))
         if k:
-            delta = (layers[k].swapaxes(1, 2) @ delta) * (hidden[k] > 0)
+            delta = layers[k].swapaxes(1, 2) @ delta
+            if relu:
+                delta = delta * (hidden[k] > 0)
     return weight_gradients[::-1] + bias_gradients[::-1]
+
+
+def tangent_kernel(layers: Layers, x: Array, *, relu: bool = True) -> Array:
+    """Tangent kernel on the training points, Θ = (1/N) Σ_k J_k J_kᵀ with J_k the Jacobian of f in layer k.
+
+    For a fully connected layer (J_k J_kᵀ)_nm is the inner product of what comes in times that of what is
+    propagated back, so that no Jacobian is formed.
+
+    Parameters
+    ----------
+    layers
+        L arrays (B, d_{k+1}, d_k); at directions V it is the normalised kernel of Chapter 2.
+    x
+        Inputs (B, N, d).
+    relu
+        As in `forward`.
+
+    Returns
+    -------
+    (B, N, N)
+
+    Notes
+    -----
+    Jacot, Gabriel & Hongler (2018). Chapters 2 and 5.
+
+    Examples
+    --------
+    >>> x = np.array([[[1.0, 0.0], [0.0, 2.0]]])
+    >>> tangent_kernel([np.ones((1, 1, 2))], x)  # L = 1: XXᵀ/N
+    array([[[0.5, 0. ],
+            [0. , 2. ]]])
+    """
+    _, hidden = forward(layers, x, relu=relu)
+    back = np.ones((x.shape[0], 1, x.shape[1]))
+    total = np.zeros((x.shape[0], x.shape[1], x.shape[1]))
+    for k in range(len(layers) - 1, -1, -1):
+        total += (back.swapaxes(1, 2) @ back) * (hidden[k].swapaxes(1, 2) @ hidden[k])
+        if k:
+            back = layers[k].swapaxes(1, 2) @ back
+            if relu:
+                back = back * (hidden[k] > 0)
+    kernel: Array = total / x.shape[1]
+    return kernel

@@ -241,3 +241,49 @@ def test_errors_say_what_to_write(call, message):
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_deep_interpolant_satisfies_its_equation(depth):
+    rng = np.random.default_rng(depth)
+    x, y, w0 = rng.normal(size=(4, 9)), rng.normal(size=4), rng.normal(size=9)
+    end = cf.interpolant_from(x, y, w0, depth)
+    np.testing.assert_allclose(x @ end, y, atol=1e-12)
+    unseen = np.eye(9) - np.linalg.pinv(x) @ x
+    growth = (np.linalg.norm(end) / np.linalg.norm(w0)) ** (1 - 1 / depth)
+    np.testing.assert_allclose(unseen @ end, unseen @ w0 * growth, atol=1e-12)
+    small = cf.interpolant_from(x, y, 1e-9 * w0, depth) - cf.minimum_norm(x, y)
+    smaller = cf.interpolant_from(x, y, 1e-12 * w0, depth) - cf.minimum_norm(x, y)
+    ratio = np.linalg.norm(small) / np.linalg.norm(smaller)
+    np.testing.assert_allclose(np.log(ratio) / np.log(1e3), 1 / depth, rtol=2e-3)
+
+
+def test_deep_interpolant_of_a_start_in_the_span_is_the_minimum_norm():
+    x, y = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), np.array([2.0, -1.0])
+    np.testing.assert_allclose(cf.interpolant_from(x, y, [0.1, 0.2, 0.0], 3), [2, -1, 0], atol=1e-12)
+    # labels that ask for nothing: the seen part goes, and the unseen one shrinks with the norm, s = ‖z‖²/‖w₀‖
+    lost = cf.interpolant_from(np.array([[1.0, 0.0]]), np.array([0.0]), [0.3, 0.4], 2)
+    np.testing.assert_allclose(lost, [0.0, 0.4**2 / 0.5], atol=1e-12)
+
+
+def test_bad_deep_starts_say_what_to_write():
+    x, y = np.eye(2), np.ones(2)
+    with pytest.raises(ValueError, match="w0 is zero, where a network of depth=2 stays for ever"):
+        cf.interpolant_from(x, y, [0.0, 0.0], 2)
+    with pytest.raises(ValueError, match="write depth ≥ 1, and one output if it is > 1"):
+        cf.interpolant_from(x, np.ones((2, 3)), np.ones((2, 3)), 2)
+    with pytest.raises(ValueError, match="write norms > 0, which a balanced flow never leaves"):
+        cf.growth_clock([0.1, 0.0], 2)
+    with pytest.raises(ValueError, match="a network has at least one layer"):
+        cf.growth_clock(0.1, 0)
+
+
+def test_escape_time_of_an_aligned_start_is_that_of_the_clock():
+    for depth in (1, 2, 3, 5):
+        found = cf.linear_escape_time(1e-5, 1e-2, depth, 0.3, 1e-6)
+        clock = cf.growth_clock(1e-2, depth) - cf.growth_clock(1e-5, depth)
+        assert found == pytest.approx(clock / (2 * depth * 0.3), rel=1e-6)
+    with pytest.raises(ValueError, match="write norms with 0 < rho0 < level"):
+        cf.linear_escape_time(1e-2, 1e-3, 2, 0.3, 1.0)
+    with pytest.raises(ValueError, match="write depth ≥ 1, size > 0 and 0 < angle < π"):
+        cf.linear_escape_time(1e-3, 1e-2, 2, 0.3, 4.0)

@@ -51,11 +51,39 @@ def test_one_point_by_hand():
     assert best.loss == pytest.approx(1 - 0.25 / 0.35, rel=1e-5)
 
 
+def test_no_weight_decay_is_the_least_norm_that_fits():
+    """Orthonormal points: v = Σ₊ x_n and u = Σ₋ x_n fit, and no network does with less than √N₊ + √N₋."""
+    problem = nc.from_arrays(np.eye(5), np.array([1, 1, 1, -1, -1]), dtype=torch.float64)
+    best = nc.convex_optimum(problem, 0.0)
+    assert best.rho == pytest.approx(3**0.5 + 2**0.5, rel=1e-6)
+    assert best.loss == 0.0
+    np.testing.assert_allclose(best.outputs, problem.y.numpy(), atol=1e-6)
+    near = nc.convex_optimum(problem, 1e-4)
+    assert near.rho == pytest.approx(best.rho, rel=2e-3)
+    assert near.rho < best.rho
+
+
+def test_points_in_space_have_the_optimum_that_a_wide_network_reaches():
+    problem = nc.data("teacher", n=4, d=12, seed=3, dtype=torch.float64)
+    best = nc.convex_optimum(problem, 0.05)
+    run = nc.flow(problem, (48,), weight_decay=0.05, rho0=[0.3, 3.0], seed=[1, 2], time=200)
+    excess = run.final.loss / best.loss - 1
+    assert -1e-6 < excess.min() < 1e-3
+
+
+def test_what_no_network_fits_is_said():
+    twice = nc.from_arrays(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([1, -1]), dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="or give a positive weight_decay"):
+        nc.convex_optimum(twice, 0.0)
+
+
 def test_bad_input_says_what_to_write():
-    with pytest.raises(ValueError, match=r"give points of shape \(N, 2\)"):
+    with pytest.raises(ValueError, match=r"give points of shape \(N, 2\), or fewer of them"):
         nc.convex_optimum(nc.data("teacher", n=4, d=3), 0.1)
-    with pytest.raises(ValueError, match="the minimum needs a positive decay"):
-        nc.convex_optimum(plane(1), 0.0)
+    with pytest.raises(ValueError, match="at most 10 linearly independent points"):
+        nc.convex_optimum(nc.data("teacher", n=11, d=20), 0.1)
+    with pytest.raises(ValueError, match="a decay cannot be negative"):
+        nc.convex_optimum(plane(1), -0.1)
     with pytest.raises(ValueError, match="write 'rho' or 'layers'"):
         nc.convex_optimum(plane(1), 0.1, weight_decay_on="biases")
 

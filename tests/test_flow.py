@@ -142,6 +142,42 @@ def test_going_on_is_the_same_as_not_stopping():
     np.testing.assert_allclose(rest.rho, whole.rho, rtol=1e-3)
 
 
+def test_without_relus_the_flow_is_that_of_the_product():
+    """Two linear layers of width 1 against the closed equation of w = w_2 w_1, by small steps."""
+    options = dict(weight_decay=0.0, seed=3, model="plain", layer_norms=(0.5, 0.5), relu=False)
+    run = nc.exact_flow(teacher, (1,), time=3.0, records=2, **options)
+    x, y = run.x[0], run.y[0]
+    w, h = run.W0[1].item() * run.W0[0][0, 0], 3e-4
+    for _ in range(10_000):
+        G = 2 * x.T @ (y - x @ w) / len(y)
+        size = np.linalg.norm(w)
+        w = w + h * size * (G + (w @ G) * w / size**2)
+    np.testing.assert_allclose(run.W[1].item() * run.W[0][0, 0], w, atol=1e-3)
+    np.testing.assert_allclose(run.rho[0] * run.f[0], x @ (run.W[1].item() * run.W[0][0, 0]), atol=1e-12)
+
+
+@pytest.mark.parametrize("model", ["normalised", "plain"])
+def test_weights_at_both_ends(model):
+    run = nc.flow(teacher, (8, 4), weight_decay=0.05, rho0=0.3, seed=[1, 2], time=5.0, model=model)
+    for W, rho in ((run.W0, np.full(2, 0.3)), (run.W, run.rho)):
+        np.testing.assert_allclose(np.prod([norms(w) for w in W], 0), rho, rtol=1e-10)
+        np.testing.assert_allclose(norms(W[0]), rho ** (1 / 3), rtol=1e-2)  # balanced, up to the step
+    np.testing.assert_allclose(forward(run.W, run.x)[0], run.rho[:, None] * run.f, rtol=1e-10)
+    assert abs(run.W[0] - run.W0[0]).max() > 0.01
+
+
+def test_times_can_be_given():
+    times = [0.5, 1.0, 4.0]
+    for follow in (nc.flow, nc.exact_flow):
+        extra = dict(cooling=0) if follow is nc.flow else {}
+        run = follow(teacher, (), weight_decay=0.1, time=4.0, records=times, **extra)
+        assert run.history.t.tolist() == pytest.approx([0.0, *times])
+        assert follow(teacher, (), weight_decay=0.1, time=4.0, records=1, **extra).history.t.tolist() == [0.0, 4.0]
+    for wrong in ([1.0, 0.5, 4.0], [0.0, 4.0], [1.0, 2.0], []):
+        with pytest.raises(ValueError, match="records: write a number, or times that rise from above 0 to time=4"):
+            nc.flow(teacher, (), weight_decay=0.1, time=4.0, records=wrong)
+
+
 def test_sliding_along_a_kink_stops_the_adaptive_solver_with_advice():
     problem = nc.data("teacher", n=6, d=20, seed=3757552657, dtype=torch.float64)
     with pytest.raises(RuntimeError, match=r"it has most likely reached a kink; .*use flow\(\)"):
