@@ -99,17 +99,9 @@ def ufm_descent(
         return weight.reshape(classes, dim), features.reshape(-1, dim), shift
 
     def objective(flat: Array) -> tuple[float, Array]:
-        weight, features, shift = parts(flat)
-        residual = features @ weight.T + shift - targets
-        value = (residual**2).mean() * classes / 2
-        value += weight_decay_w / 2 * (weight**2).sum() + weight_decay_h / 2 * (features**2).sum()
-        residual /= len(labels)
-        slopes = (
-            residual.T @ features + weight_decay_w * weight,
-            residual @ weight + weight_decay_h * features,
-            residual.sum(0) * bias,
-        )
-        return float(value), np.concatenate([slope.ravel() for slope in slopes])
+        value, slopes = _objective(*parts(flat), targets, weight_decay_w, weight_decay_h)
+        slopes[2][:] *= bias
+        return value, np.concatenate([slope.ravel() for slope in slopes])
 
     start = init * np.random.default_rng(seed).standard_normal(ends[1] + classes)
     start[ends[1] :] *= bias
@@ -133,5 +125,20 @@ def ufm_descent(
         )
     weight, features, shift = parts(result.x)
     means = np.stack([features[labels == c].mean(0) for c in range(classes)])
-    values = np.linalg.svd(features @ weight.T, compute_uv=False)[: classes - 1 if bias else classes]
-    return UFMinimiser(values, weight, features, shift, labels, np.linalg.norm(means, axis=1), float(result.fun))
+    rank = classes - 1 if bias else classes
+    values = np.linalg.svd(features @ weight.T, compute_uv=False).astype(np.float64)
+    return UFMinimiser(
+        values[:rank], weight, features, shift, labels, np.linalg.norm(means, axis=1), float(result.fun)
+    )
+
+
+def _objective(
+    weight: Array, features: Array, shift: Array, targets: Array, decay_w: float, decay_h: float
+) -> tuple[float, tuple[Array, Array, Array]]:
+    """The model's objective and its gradient in weight, features and bias."""
+    residual = features @ weight.T + shift - targets
+    value = (residual**2).sum() / (2 * len(features))
+    value += decay_w / 2 * (weight**2).sum() + decay_h / 2 * (features**2).sum()
+    residual /= len(features)
+    slopes = residual.T @ features + decay_w * weight, residual @ weight + decay_h * features, residual.sum(0)
+    return float(value), slopes
