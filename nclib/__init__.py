@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .closed_forms import simplex_etf as simplex_etf
     from .closed_forms import ufm_minimiser as ufm_minimiser
     from .collapse import CollapseStatistics as CollapseStatistics
+    from .collapse import simplex_view as simplex_view
     from .complexity import rademacher_ascent as rademacher_ascent
     from .complexity import rademacher_exact as rademacher_exact
     from .convex import convex_optimum as convex_optimum
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from .flow import exact_flow as exact_flow
     from .networks.calibration import calibrate as calibrate
     from .networks.folding import fold as fold
+    from .networks.last_layer import last_layer as last_layer
     from .networks.models import convnet as convnet
     from .networks.models import mlp as mlp
     from .networks.models import project_ as project_
@@ -78,6 +80,7 @@ if TYPE_CHECKING:
     from .sweeps import sweep as sweep
     from .training.optim import sgd as sgd
     from .training.results import Runs as Runs
+    from .unconstrained import ufm_descent as ufm_descent
 
 __version__ = "0.1.0"
 
@@ -99,13 +102,14 @@ _HOME = {
         "simplex_etf",
         "ufm_minimiser",
     ],
-    "collapse": ["CollapseStatistics", "collapse"],
+    "collapse": ["CollapseStatistics", "collapse", "simplex_view"],
     "complexity": ["rademacher_ascent", "rademacher_exact"],
     "convex": ["convex_optimum"],
     "data": ["Data", "data", "from_arrays"],
     "explore": ["Explorable", "explore_curves", "explore_flow", "replay"],
     "flow": ["Flow", "exact_flow", "flow"],
     "networks.folding": ["fold"],
+    "networks.last_layer": ["last_layer"],
     "networks.models": ["convnet", "mlp", "project_", "resnet18"],
     "networks.norms": [
         "balance",
@@ -124,6 +128,7 @@ _HOME = {
     "store": ["Result", "result", "save_result"],
     "sweeps": ["SweepFailed", "sweep"],
     "training.train": ["train"],
+    "unconstrained": ["ufm_descent"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -6,6 +6,7 @@ copied to the CPU and widened), so that a prediction can be made straight from a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -25,22 +26,32 @@ class Moments(NamedTuple):
 
 
 class UFMinimiser(NamedTuple):
-    """A global minimiser of the unconstrained-features model; see `ufm_minimiser`."""
+    """A point of the unconstrained-features model; see `ufm_minimiser` and `ufm_descent`."""
 
-    singular_value: float
-    """s, shared by all K − 1 non-zero singular values of W Hᵀ (0 when weight decay wins)."""
+    singular_values: Array
+    """Singular values of the product W H, largest first: K − 1 of them with a bias, K without."""
     weight: Array
     """W, the classifier, (K, dim)."""
     features: Array
-    """H, one row a training point, ordered by class, (K n, dim)."""
+    """H, one row a training point, ordered by class, (N, dim)."""
     bias: Array
-    """b, (K,)."""
+    """b, (K,); zeros without a bias."""
     labels: NDArray[np.int64]
-    """The class of each row of `features`, (K n,)."""
-    mean_norm: float
-    """Norm of every class mean (the means are centred)."""
+    """The class of each row of `features`, (N,)."""
+    mean_norms: Array
+    """Norm of each class mean, (K,)."""
     loss: float
-    """The minimum itself."""
+    """The value of the objective."""
+
+    @property
+    def singular_value(self) -> float:
+        """The largest singular value; with equal class sizes they are all equal."""
+        return float(self.singular_values[0])
+
+    @property
+    def mean_norm(self) -> float:
+        """The largest norm of a class mean; with equal class sizes they are all equal."""
+        return float(self.mean_norms.max())
 
 
 def margin_moments(f: Arrays, y: Arrays) -> Moments:
@@ -491,26 +502,23 @@ def simplex_etf(classes: int, dim: int | None = None, seed: int = 0) -> Array:
         raise ValueError(f"dim={dim}: too small for {classes} equiangular vectors; write dim ≥ {classes - 1}")
     from scipy.linalg import helmert
 
-    gaussian = np.random.default_rng(seed).standard_normal((dim, classes - 1))
-    rotation, triangle = np.linalg.qr(gaussian)
-    # QR alone favours some orientations; with the signs of the diagonal moved over it is uniform.
-    rotation = rotation * np.sign(np.diag(triangle))
-    frame: Array = np.sqrt(classes / (classes - 1)) * helmert(classes).T @ rotation.T
+    frame: Array = np.sqrt(classes / (classes - 1)) * helmert(classes).T @ _directions(classes - 1, dim, seed)
     return frame
 
 
 def ufm_minimiser(
     classes: int,
-    per_class: int,
+    per_class: int | Sequence[int],
     weight_decay_w: float,
     weight_decay_h: float,
     *,
+    bias: bool = True,
     dim: int | None = None,
     seed: int = 0,
 ) -> UFMinimiser:
-    """Global minimiser of the unconstrained-features model with the square loss and balanced classes.
+    """Global minimiser of the unconstrained-features model with the square loss, for classes of any sizes.
 
-    With features as rows hₙ, one-hot Y and N = K n points it minimises
+    With features as rows hₙ, one-hot Y and N points in all it minimises
 
         (1/2N) ‖H Wᵀ + 1 bᵀ − Y‖² + (λ_W/2) ‖W‖² + (λ_H/2) ‖H‖².
 
@@ -518,20 +526,22 @@ def ufm_minimiser(
     ----------
     classes : int
         K ≥ 2.
-    per_class : int
-        n ≥ 1, points per class.
+    per_class : int or sequence of int
+        n ≥ 1, points per class: one number for all classes, or K of them.
     weight_decay_w, weight_decay_h : float
         λ_W, λ_H > 0. (At 0 no minimiser exists or the norms of W and H are not determined.)
+    bias : bool
+        Whether there is a bias b.
     dim : int, optional
-        Dimension of the features, at least K − 1; K when left out.
+        Dimension of the features, at least K − 1 with a bias and K without; K when left out.
     seed : int
-        The minimiser is unique up to a rotation of feature space; the seed chooses one.
+        The minimiser is unique up to a rotation of feature space (and, where singular values coincide, of
+        their singular vectors, which leaves the product W H alone); the seed chooses one.
 
     Returns
     -------
     UFMinimiser
-        Named tuple with `singular_value`, `weight`, `features`, `bias`, `labels`, `mean_norm`, `loss`.
-        Where the decay is too strong, N √(λ_W λ_H) ≥ √n, all but the bias is zero.
+        Named tuple with `singular_values`, `weight`, `features`, `bias`, `labels`, `mean_norms`, `loss`.
 
     Raises
     ------
@@ -543,36 +553,98 @@ def ufm_minimiser(
     >>> best = ufm_minimiser(4, 10, 5e-3, 5e-3)
     >>> print(round(best.singular_value, 6), best.bias.round(6).tolist())
     2.962278 [0.25, 0.25, 0.25, 0.25]
+    >>> ufm_minimiser(2, [9, 1], 0.1, 0.1, bias=False).singular_values.tolist()
+    [2.0, 0.0]
 
     Notes
     -----
-    For a given product Z = H Wᵀ the cheapest factors cost √(λ_W λ_H) ‖Z‖₊ (nuclear norm), with
-    ‖W‖² λ_W = ‖H‖² λ_H. The best bias removes the mean of every column, and a centred Z is the cheaper one,
-    so b = 1/K. What remains is soft thresholding of the centred Y, which has K − 1 singular values √n:
-    s = max(0, √n − N √(λ_W λ_H)). Hence W = c E and class means g E with a simplex ETF E,
-    c² = s √(λ_H/λ_W) (K − 1)/K and g² = s √(λ_W/λ_H) (K − 1)/(K n); the loss is
-    (K − 1) [(√n − s)²/2N + s √(λ_W λ_H)].
-    Compare Zhou et al. (2022), *On the optimization landscape of neural collapse under MSE loss*. Chapter 6.
+    For a given product Z of classifier and features the cheapest factors cost √(λ_W λ_H) ‖Z‖₊ (nuclear norm),
+    with ‖W‖² λ_W = ‖H‖² λ_H. The best bias removes the mean of every row of Z − Y, and a centred Z is the cheaper
+    one, so b holds the share of each class. What remains is soft thresholding of Y, centred if there is a bias:
+    each of its singular values σ becomes s = max(0, σ − N √(λ_W λ_H)). With u, v its singular vectors and r
+    orthonormal directions of feature space, W = (λ_H/λ_W)^¼ Σ √s u rᵀ and Hᵀ = (λ_W/λ_H)^¼ Σ √s r vᵀ.
+
+    *Equal sizes, bias:* K − 1 singular values √n, class means in a simplex ETF of squared norms
+    s √(λ_W/λ_H) (K − 1)/(K n). *No bias:* the singular values are √n_c, and the class means are orthogonal, of
+    squared norms s_c √(λ_W/λ_H)/n_c. Compare Zhou et al. (2022), *On the optimization landscape of neural collapse
+    under MSE loss*, and Dang et al. (2023). Chapter 6.
     """
-    if classes < 2 or per_class < 1:
-        raise ValueError(
-            f"classes={classes}, per_class={per_class}: write two or more classes of at least one point each"
-        )
+    sizes = class_sizes(classes, per_class)
     for name, value in (("weight_decay_w", weight_decay_w), ("weight_decay_h", weight_decay_h)):
         if not value > 0:
             raise ValueError(f"{name}={value}: only positive decay determines the minimiser; write {name} > 0")
-    points = classes * per_class
+    rank = classes - 1 if bias else classes
+    dim = classes if dim is None else dim
+    if dim < rank:
+        raise ValueError(f"dim={dim}: too small for {classes} classes; write dim ≥ {rank}")
+    points = int(sizes.sum())
+    # Y as a K×K matrix: the n_c equal columns of class c count as one of √n_c times the length.
+    targets = np.diag(np.sqrt(sizes))
+    if bias:
+        targets -= np.outer(sizes / points, np.sqrt(sizes))
+    left, sigma, right = (part[..., :rank] for part in _svd(targets))
     price = float(np.sqrt(weight_decay_w * weight_decay_h))
-    s = max(0.0, float(np.sqrt(per_class)) - points * price)
-    share = (classes - 1) / classes
-    weight_norm = np.sqrt(s * share * np.sqrt(weight_decay_h / weight_decay_w))
-    mean_norm = float(np.sqrt(s * share * np.sqrt(weight_decay_w / weight_decay_h) / per_class))
-    frame = simplex_etf(classes, dim, seed)
-    labels = np.repeat(np.arange(classes, dtype=np.int64), per_class)
-    loss = (classes - 1) * ((np.sqrt(per_class) - s) ** 2 / (2 * points) + s * price)
-    bias = np.full(classes, 1 / classes)
-    features = mean_norm * frame[labels]
-    return UFMinimiser(s, weight_norm * frame, features, bias, labels, mean_norm, float(loss))
+    s = np.maximum(0.0, sigma - points * price)
+    share = (weight_decay_h / weight_decay_w) ** 0.25
+    frame = np.sqrt(s)[:, None] * _directions(rank, dim, seed)
+    means = right / np.sqrt(sizes)[:, None] @ frame / share
+    loss = float((np.minimum(sigma, points * price) ** 2).sum() / (2 * points) + price * s.sum())
+    labels = np.repeat(np.arange(classes, dtype=np.int64), sizes)
+    return UFMinimiser(
+        s,
+        share * left @ frame,
+        means[labels],
+        sizes / points if bias else np.zeros(classes),
+        labels,
+        np.linalg.norm(means, axis=1),
+        loss,
+    )
+
+
+def class_sizes(classes: int, per_class: int | Sequence[int]) -> NDArray[np.int64]:
+    """Points in each class, from one number for all or one for each.
+
+    Parameters
+    ----------
+    classes : int
+        K ≥ 2.
+    per_class : int or sequence of int
+        n ≥ 1, or K of them.
+
+    Returns
+    -------
+    (K,)
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two classes, an empty one, or not as many sizes as classes.
+
+    Examples
+    --------
+    >>> class_sizes(3, 2).tolist(), class_sizes(2, [4, 1]).tolist()
+    ([2, 2, 2], [4, 1])
+    """
+    sizes = np.array([per_class] * classes if isinstance(per_class, int) else per_class, dtype=np.int64)
+    if classes < 2 or sizes.shape != (classes,) or sizes.min() < 1:
+        raise ValueError(
+            f"classes={classes}, per_class={per_class}: write two or more classes of at least one point each"
+        )
+    return sizes
+
+
+def _svd(matrix: Array) -> tuple[Array, Array, Array]:
+    """Left singular vectors (columns), singular values, right singular vectors (columns)."""
+    left, sigma, right = np.linalg.svd(matrix)
+    return left, sigma, right.T
+
+
+def _directions(count: int, dim: int, seed: int) -> Array:
+    """Random orthonormal rows (count, dim), uniform among all."""
+    frame, triangle = np.linalg.qr(np.random.default_rng(seed).standard_normal((dim, count)))
+    # QR alone favours some orientations; with the signs of the diagonal moved over it is uniform.
+    oriented: Array = frame * np.sign(np.diag(triangle))
+    return oriented.T
 
 
 def _array(values: Arrays) -> Array:

@@ -206,6 +206,28 @@ def test_ufm_with_too_much_decay_is_zero():
     assert found.fun == pytest.approx(best.loss, rel=1e-6)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("sizes", [[4, 4, 4], [6, 3, 3, 1], [9, 1]])
+def test_ufm_minimiser_for_any_class_sizes(sizes, bias):
+    best = cf.ufm_minimiser(len(sizes), sizes, 0.03, 0.01, bias=bias, dim=6, seed=2)
+    arguments = (len(sizes), 6, best.labels, 0.03, 0.01)
+    flat = np.concatenate([best.weight.ravel(), best.features.ravel(), best.bias])
+    loss, gradient = ufm_loss(flat, *arguments)
+    assert best.loss == pytest.approx(loss, rel=1e-13)
+    moving = gradient if bias else gradient[: -len(sizes)]
+    assert np.abs(moving).max() < 1e-14
+    assert np.bincount(best.labels).tolist() == sizes
+    rank = len(sizes) - bias
+    assert best.singular_values.shape == (rank,)
+    values = np.linalg.svd(best.features @ best.weight.T, compute_uv=False)
+    np.testing.assert_allclose(values[:rank], best.singular_values, atol=1e-12)
+    means = np.stack([best.features[best.labels == c].mean(0) for c in range(len(sizes))])
+    np.testing.assert_allclose(best.features, means[best.labels], atol=1e-13)
+    np.testing.assert_allclose(np.linalg.norm(means, axis=1), best.mean_norms, atol=1e-13)
+    assert best.singular_value == best.singular_values[0]
+    assert best.mean_norm == best.mean_norms.max()
+
+
 # --- errors
 
 
@@ -233,6 +255,9 @@ def test_ufm_with_too_much_decay_is_zero():
         (lambda: cf.simplex_etf(4, 2), "dim=2.*write dim ≥ 3"),
         (lambda: cf.ufm_minimiser(1, 5, 0.1, 0.1), "classes=1, per_class=5: write"),
         (lambda: cf.ufm_minimiser(3, 0, 0.1, 0.1), "per_class=0: write"),
+        (lambda: cf.ufm_minimiser(3, [5, 5], 0.1, 0.1), r"per_class=\[5, 5\]: write"),
+        (lambda: cf.ufm_minimiser(3, 5, 0.1, 0.1, dim=1), "dim=1.*write dim ≥ 2"),
+        (lambda: cf.ufm_minimiser(3, 5, 0.1, 0.1, dim=2, bias=False), "dim=2.*write dim ≥ 3"),
         (lambda: cf.ufm_minimiser(3, 5, 0.0, 0.1), "weight_decay_w=0.0.*write weight_decay_w > 0"),
         (lambda: cf.ufm_minimiser(3, 5, 0.1, -1.0), "weight_decay_h=-1.0.*write weight_decay_h > 0"),
     ],

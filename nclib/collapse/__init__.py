@@ -25,8 +25,9 @@ from .inputs import (
 from .least_squares import Regression, Sample, krylov_mse_split, mse_split
 from .scatter import CentredRows, class_means
 from .statistics import CollapseStatistics
+from .views import SimplexView, simplex_view
 
-__all__ = ["CollapseStatistics", "collapse"]
+__all__ = ["CollapseStatistics", "SimplexView", "collapse", "simplex_view"]
 
 # Class means further apart or closer than this are measured in float64: in float32 the square of a
 # centred feature could overflow, or vanish where the collapse is deep.
