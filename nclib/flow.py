@@ -81,6 +81,7 @@ def flow(
     model: str = "normalised",
     layer_norms: Sequence[float] | None = None,
     biases: bool = False,
+    leak: float = 0.0,
     dt: float = 0.05,
     cooling: int = 3,
     records: int = 40,
@@ -116,6 +117,8 @@ def flow(
         Initial norms (ρ_1, …, ρ_L) in the plain model, instead of `rho0`.
     biases
         Give every layer a bias, without weight decay, starting at 0 (plain model only). This breaks homogeneity.
+    leak
+        Slope of the activation on negative inputs, in [0, 1]: 0 is the ReLU, 1 makes the network linear in x.
     dt
         Largest step > 0.
     cooling
@@ -150,9 +153,10 @@ def flow(
     members, x, y = _members(problem, seed, weight_decay, rho0)
     state = _start(members, x, widths, model, layer_norms, biases, start)
     _positive(time=time, dt=dt)
+    _slope(leak)
     depth = len(widths) + 1
-    euler = _euler(model, depth, x, y, members["weight_decay"].to_numpy())
-    rows = [_measure(members, model, depth, state, x, y, 0.0)]
+    euler = _euler(model, depth, x, y, members["weight_decay"].to_numpy(), leak)
+    rows = [_measure(members, model, depth, state, x, y, 0.0, leak)]
     now = np.zeros(len(x))
 
     def advance(until: float, largest: float) -> None:
@@ -167,13 +171,13 @@ def flow(
     targets = np.geomspace(min(dt, time / 2), time, records)
     for until in targets:
         advance(until, dt)
-        rows.append(_measure(members, model, depth, state, x, y, until))
+        rows.append(_measure(members, model, depth, state, x, y, until, leak))
     for phase in range(1, cooling + 1):
         until = now[0] + COOLING_STEPS * dt / 4**phase
         advance(until, dt / 4**phase)
     if cooling:
-        rows.append(_measure(members, model, depth, state, x, y, now[0]))
-    return _finish(rows, model, depth, state, x, y)
+        rows.append(_measure(members, model, depth, state, x, y, now[0], leak))
+    return _finish(rows, model, depth, state, x, y, leak)
 
 
 def exact_flow(
@@ -186,6 +190,7 @@ def exact_flow(
     seed: int | Sequence[int] = 0,
     model: str = "normalised",
     layer_norms: Sequence[float] | None = None,
+    leak: float = 0.0,
     rtol: float = 1e-10,
     records: int = 40,
     max_evaluations: int = 20_000,
@@ -198,7 +203,7 @@ def exact_flow(
 
     Parameters
     ----------
-    problem, widths, weight_decay, time, rho0, seed, model, layer_norms, records
+    problem, widths, weight_decay, time, rho0, seed, model, layer_norms, leak, records
         As in `flow`.
     rtol
         Relative tolerance of the solver (absolute: a hundredth of it).
@@ -230,13 +235,14 @@ def exact_flow(
     members, x, y = _members(problem, seed, weight_decay, rho0)
     state = _start(members, x, widths, model, layer_norms, False, None)
     _positive(time=time, rtol=rtol)
+    _slope(leak)
     depth = len(widths) + 1
     lam = members["weight_decay"].to_numpy()
     times = np.concatenate([[0.0], np.geomspace(time / 1000, time, records)])
     paths = []
     for b in range(len(x)):
         shapes = [part[b : b + 1].shape for part in state]
-        velocity = _velocity(model, depth, x[b : b + 1], y[b : b + 1], lam[b : b + 1])
+        velocity = _velocity(model, depth, x[b : b + 1], y[b : b + 1], lam[b : b + 1], leak)
         count = itertools.count(1)
 
         def speed(t: float, flat: Array, member: int = b) -> Array:
@@ -253,10 +259,10 @@ def exact_flow(
     rows = []
     for i, t in enumerate(times):
         state = [np.concatenate([path[i][j] for path in paths]) for j in range(len(state))]
-        rows.append(_measure(members, model, depth, state, x, y, t))
+        rows.append(_measure(members, model, depth, state, x, y, t, leak))
     if model == "normalised":  # the solver's drift is in sphere_error; the result itself is on the sphere
         state = [*(v / norms(v)[:, None, None] for v in state[:-1]), state[-1]]
-    return _finish(rows, model, depth, state, x, y)
+    return _finish(rows, model, depth, state, x, y, leak)
 
 
 def _members(
@@ -324,41 +330,43 @@ def _start(
     return [*W, *(np.zeros((len(x), w.shape[1], 1)) for w in W)]
 
 
-def _velocity(model: str, depth: int, x: Array, y: Array, lam: Array) -> Callable[[Layers], Layers]:
+def _velocity(
+    model: str, depth: int, x: Array, y: Array, lam: Array, leak: float = 0.0
+) -> Callable[[Layers], Layers]:
     """Right-hand side of the flow, from the state and of its shapes."""
     n = x.shape[1]
     decay = lam[:, None, None]
 
     def normalised(state: Layers) -> Layers:
         V, rho = state[:-1], state[-1]
-        f, hidden = forward(V, x)
+        f, hidden = forward(V, x, leak=leak)
         r = (y - rho[:, None] * f) / n
         pull = np.einsum("bn,bn->b", r, f)  # ⟨(y − ρ f) f⟩ = μ − ρ M
-        toward = gradients(V, hidden, 2 * rho[:, None] * r)
+        toward = gradients(V, hidden, 2 * rho[:, None] * r, leak=leak)
         inward = (2 * rho * pull)[:, None, None]
         return [*(g - inward * v for g, v in zip(toward, V, strict=True)), 2 * (pull - lam * rho)]
 
     def plain(state: Layers) -> Layers:
         W, b = state[:depth], state[depth:] or None
-        f, hidden = forward(W, x, b)
-        toward = gradients(W, hidden, 2 * (y - f) / n, biases=b is not None)
+        f, hidden = forward(W, x, b, leak=leak)
+        toward = gradients(W, hidden, 2 * (y - f) / n, biases=b is not None, leak=leak)
         return [g - 2 * decay * w for g, w in zip(toward, W, strict=False)] + toward[depth:]
 
     return normalised if model == "normalised" else plain
 
 
-def _euler(model: str, depth: int, x: Array, y: Array, lam: Array) -> Callable[[Layers, Array], None]:
+def _euler(model: str, depth: int, x: Array, y: Array, lam: Array, leak: float) -> Callable[[Layers, Array], None]:
     """One explicit step of lengths h (B,), in place: the same right-hand side, in as few passes as possible."""
     n = x.shape[1]
 
     def normalised(state: Layers, h: Array) -> None:
         V, rho = state[:-1], state[-1]
-        f, hidden = forward(V, x)
+        f, hidden = forward(V, x, leak=leak)
         r = (y - rho[:, None] * f) / n
         pull = np.einsum("bn,bn->b", r, f)
         far = 2 * h * rho
         keep = (1 - far * pull)[:, None, None]
-        for v, g in zip(V, gradients(V, hidden, far[:, None] * r), strict=True):
+        for v, g in zip(V, gradients(V, hidden, far[:, None] * r, leak=leak), strict=True):
             v *= keep
             v += g
             v /= norms(v)[:, None, None]  # back to the sphere
@@ -366,9 +374,9 @@ def _euler(model: str, depth: int, x: Array, y: Array, lam: Array) -> Callable[[
 
     def plain(state: Layers, h: Array) -> None:
         W, b = state[:depth], state[depth:] or None
-        f, hidden = forward(W, x, b)
+        f, hidden = forward(W, x, b, leak=leak)
         keep = (1 - 2 * h * lam)[:, None, None]
-        moves = gradients(W, hidden, (2 * h / n)[:, None] * (y - f), biases=b is not None)
+        moves = gradients(W, hidden, (2 * h / n)[:, None] * (y - f), biases=b is not None, leak=leak)
         for w in W:
             w *= keep
         for part, move in zip(state, moves, strict=True):
@@ -388,10 +396,10 @@ def _stable_step(model: str, depth: int, state: Layers) -> Array:
 
 
 def _measure(
-    members: pd.DataFrame, model: str, depth: int, state: Layers, x: Array, y: Array, t: float
+    members: pd.DataFrame, model: str, depth: int, state: Layers, x: Array, y: Array, t: float, leak: float
 ) -> pd.DataFrame:
     lam = members["weight_decay"].to_numpy()
-    rho, V, f, each = _normalise(model, depth, state, x)
+    rho, V, f, each = _normalise(model, depth, state, x, leak)
     finite = np.isfinite(rho) & np.isfinite(f).all(1)
     if not finite.all():
         raise _not_finite(members, ~finite, t)
@@ -415,17 +423,17 @@ def _measure(
     return members.assign(member=range(len(members)), **columns)
 
 
-def _normalise(model: str, depth: int, state: Layers, x: Array) -> tuple[Array, Layers, Array, Layers]:
+def _normalise(model: str, depth: int, state: Layers, x: Array, leak: float) -> tuple[Array, Layers, Array, Layers]:
     """ρ ≥ 0, directions, normalised outputs, and the layers' norms (plain model)."""
     if model == "normalised":
         sign = np.where(state[-1] < 0, -1.0, 1.0)
         V = [*state[:-2], state[-2] * sign[:, None, None]]
-        return np.abs(state[-1]), V, forward(V, x)[0], []
+        return np.abs(state[-1]), V, forward(V, x, leak=leak)[0], []
     W, b = state[:depth], state[depth:] or None
     each = [norms(w) for w in W]
     rho = np.prod(each, 0)
     safe = [np.maximum(r, 1e-300)[:, None, None] for r in each]
-    f = forward(W, x, b)[0] / np.maximum(rho, 1e-300)[:, None]
+    f = forward(W, x, b, leak=leak)[0] / np.maximum(rho, 1e-300)[:, None]
     return rho, [w / r for w, r in zip(W, safe, strict=True)], f, each
 
 
@@ -436,10 +444,12 @@ def _not_finite(members: pd.DataFrame, lost: Any, t: float) -> FloatingPointErro
     )
 
 
-def _finish(rows: list[pd.DataFrame], model: str, depth: int, state: Layers, x: Array, y: Array) -> Flow:
+def _finish(
+    rows: list[pd.DataFrame], model: str, depth: int, state: Layers, x: Array, y: Array, leak: float
+) -> Flow:
     import pandas as pd
 
-    rho, V, f, _ = _normalise(model, depth, state, x)
+    rho, V, f, _ = _normalise(model, depth, state, x, leak)
     biases = None if model == "normalised" else state[depth:] or None
     return Flow(pd.concat(rows, ignore_index=True), V, rho, f, biases, x, y)
 
@@ -448,6 +458,11 @@ def _positive(**values: float) -> None:
     for name, value in values.items():
         if not (value > 0 and np.isfinite(value)):
             raise ValueError(f"{name}={value}: write a positive number")
+
+
+def _slope(leak: float) -> None:
+    if not 0 <= leak <= 1:
+        raise ValueError(f"leak={leak}: a slope between 0 (the ReLU) and 1 (a linear network); write e.g. leak=1.0")
 
 
 def _flat(parts: Layers) -> Array:

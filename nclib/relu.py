@@ -57,7 +57,7 @@ def norms(layer: Array) -> Array:
     return np.sqrt(squares)
 
 
-def forward(layers: Layers, x: Array, biases: Layers | None = None) -> tuple[Array, Layers]:
+def forward(layers: Layers, x: Array, biases: Layers | None = None, *, leak: float = 0.0) -> tuple[Array, Layers]:
     """Outputs f(x_n) and the inputs of every layer.
 
     Parameters
@@ -68,6 +68,8 @@ def forward(layers: Layers, x: Array, biases: Layers | None = None) -> tuple[Arr
         Inputs (B, N, d).
     biases
         L arrays (B, d_{k+1}, 1), or none.
+    leak
+        Slope of the activation on negative inputs, max(z, leak·z): 0 is the ReLU, 1 the identity.
 
     Returns
     -------
@@ -87,12 +89,12 @@ def forward(layers: Layers, x: Array, biases: Layers | None = None) -> tuple[Arr
         if biases is not None:
             z = z + biases[k]
         if k < len(layers) - 1:
-            hidden.append(np.maximum(z, 0.0, out=z))
+            hidden.append(np.maximum(z, leak * z if leak else 0.0, out=z))
     return z[:, 0], hidden
 
 
-def gradients(layers: Layers, hidden: Layers, r: Array, *, biases: bool = False) -> Layers:
-    """Gradient of Σ_n r_n f(x_n) with respect to each layer, and to each bias (ReLU'(0) = 0).
+def gradients(layers: Layers, hidden: Layers, r: Array, *, biases: bool = False, leak: float = 0.0) -> Layers:
+    """Gradient of Σ_n r_n f(x_n) with respect to each layer, and to each bias (the slope at 0 is `leak`).
 
     Parameters
     ----------
@@ -102,6 +104,8 @@ def gradients(layers: Layers, hidden: Layers, r: Array, *, biases: bool = False)
         (B, N): weight of each point's output.
     biases
         Append the gradients with respect to the biases.
+    leak
+        As in `forward`.
 
     Returns
     -------
@@ -122,5 +126,6 @@ def gradients(layers: Layers, hidden: Layers, r: Array, *, biases: bool = False)
         if biases:
             bias_gradients.append(delta.sum(2, keepdims=True))
         if k:
-            delta = (layers[k].swapaxes(1, 2) @ delta) * (hidden[k] > 0)
+            delta = layers[k].swapaxes(1, 2) @ delta
+            delta *= np.where(hidden[k] > 0, 1.0, leak) if leak else hidden[k] > 0
     return weight_gradients[::-1] + bias_gradients[::-1]
