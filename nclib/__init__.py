@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .flow import exact_flow as exact_flow
     from .networks.calibration import calibrate as calibrate
     from .networks.folding import fold as fold
+    from .networks.gradients import per_sample_gradients as per_sample_gradients
     from .networks.last_layer import last_layer as last_layer
     from .networks.models import convnet as convnet
     from .networks.models import mlp as mlp
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from .networks.norms import balance as balance
     from .networks.norms import homogeneity_error as homogeneity_error
     from .networks.norms import layer_norms as layer_norms
+    from .networks.norms import low_rank_distance as low_rank_distance
     from .networks.norms import margins as margins
     from .networks.norms import normalised_margins as normalised_margins
     from .networks.norms import rho as rho
@@ -109,12 +111,14 @@ _HOME = {
     "explore": ["Explorable", "explore_curves", "explore_flow", "replay"],
     "flow": ["Flow", "exact_flow", "flow"],
     "networks.folding": ["fold"],
+    "networks.gradients": ["per_sample_gradients"],
     "networks.last_layer": ["last_layer"],
     "networks.models": ["convnet", "mlp", "project_", "resnet18"],
     "networks.norms": [
         "balance",
         "homogeneity_error",
         "layer_norms",
+        "low_rank_distance",
         "margins",
         "normalised_margins",
         "rho",

@@ -85,7 +85,7 @@ def flow(
     model: str = "normalised",
     layer_norms: Sequence[float] | None = None,
     biases: bool = False,
-    relu: bool = True,
+    leak: float = 0.0,
     paired: bool = False,
     dt: float = 0.05,
     cooling: int = 3,
@@ -122,8 +122,9 @@ def flow(
         Initial norms (ρ_1, …, ρ_L) in the plain model, instead of `rho0`.
     biases
         Give every layer a bias, without weight decay, starting at 0 (plain model only). This breaks homogeneity.
-    relu
-        False leaves the ReLUs out: a deep linear network, whose flow has no kinks.
+    leak
+        Slope of the activation on negative inputs, in [0, 1]: 0 is the ReLU; 1 leaves it out, which makes a deep
+        linear network, whose flow has no kinks.
     paired
         Start with f = 0: the units of the last hidden layer come in pairs with equal weights before and opposite
         weights after them.
@@ -162,10 +163,11 @@ def flow(
     members, x, y = _members(problem, seed, weight_decay, rho0)
     state = _start(members, x, widths, model, layer_norms, biases, paired, start)
     _positive(time=time, dt=dt)
+    _slope(leak)
     depth = len(widths) + 1
     W0 = _weights(model, depth, state)
-    euler = _euler(model, depth, x, y, members["weight_decay"].to_numpy(), relu)
-    rows = [_measure(members, model, depth, state, x, y, 0.0, relu)]
+    euler = _euler(model, depth, x, y, members["weight_decay"].to_numpy(), leak)
+    rows = [_measure(members, model, depth, state, x, y, 0.0, leak)]
     now = np.zeros(len(x))
 
     def advance(until: float, largest: float) -> None:
@@ -179,13 +181,13 @@ def flow(
 
     for until in _times(records, min(dt, time / 2), time):
         advance(until, dt)
-        rows.append(_measure(members, model, depth, state, x, y, until, relu))
+        rows.append(_measure(members, model, depth, state, x, y, until, leak))
     for phase in range(1, cooling + 1):
         until = now[0] + COOLING_STEPS * dt / 4**phase
         advance(until, dt / 4**phase)
     if cooling:
-        rows.append(_measure(members, model, depth, state, x, y, now[0], relu))
-    return _finish(members, rows, model, depth, state, W0, x, y, relu)
+        rows.append(_measure(members, model, depth, state, x, y, now[0], leak))
+    return _finish(members, rows, model, depth, state, W0, x, y, leak)
 
 
 def exact_flow(
@@ -198,7 +200,7 @@ def exact_flow(
     seed: int | Sequence[int] = 0,
     model: str = "normalised",
     layer_norms: Sequence[float] | None = None,
-    relu: bool = True,
+    leak: float = 0.0,
     paired: bool = False,
     rtol: float = 1e-10,
     records: int | Sequence[float] = 40,
@@ -212,7 +214,7 @@ def exact_flow(
 
     Parameters
     ----------
-    problem, widths, weight_decay, time, rho0, seed, model, layer_norms, relu, paired, records
+    problem, widths, weight_decay, time, rho0, seed, model, layer_norms, leak, paired, records
         As in `flow`.
     rtol
         Relative tolerance of the solver (absolute: a hundredth of it, times the smallest layer norm at the start
@@ -245,6 +247,7 @@ def exact_flow(
     members, x, y = _members(problem, seed, weight_decay, rho0)
     state = _start(members, x, widths, model, layer_norms, False, paired, None)
     _positive(time=time, rtol=rtol)
+    _slope(leak)
     depth = len(widths) + 1
     W0 = _weights(model, depth, state)
     lam = members["weight_decay"].to_numpy()
@@ -252,7 +255,7 @@ def exact_flow(
     paths = []
     for b in range(len(x)):
         shapes = [part[b : b + 1].shape for part in state]
-        velocity = _velocity(model, depth, x[b : b + 1], y[b : b + 1], lam[b : b + 1], relu)
+        velocity = _velocity(model, depth, x[b : b + 1], y[b : b + 1], lam[b : b + 1], leak)
         count = itertools.count(1)
 
         def speed(t: float, flat: Array, member: int = b) -> Array:
@@ -271,10 +274,10 @@ def exact_flow(
     rows = []
     for i, t in enumerate(times):
         state = [np.concatenate([path[i][j] for path in paths]) for j in range(len(state))]
-        rows.append(_measure(members, model, depth, state, x, y, t, relu))
+        rows.append(_measure(members, model, depth, state, x, y, t, leak))
     if model == "normalised":  # the solver's drift is in sphere_error; the result itself is on the sphere
         state = [*(v / norms(v)[:, None, None] for v in state[:-1]), state[-1]]
-    return _finish(members, rows, model, depth, state, W0, x, y, relu)
+    return _finish(members, rows, model, depth, state, W0, x, y, leak)
 
 
 def _members(
@@ -350,7 +353,7 @@ def _start(
 
 
 def _velocity(
-    model: str, depth: int, x: Array, y: Array, lam: Array, relu: bool = True
+    model: str, depth: int, x: Array, y: Array, lam: Array, leak: float = 0.0
 ) -> Callable[[Layers], Layers]:
     """Right-hand side of the flow, from the state and of its shapes."""
     n = x.shape[1]
@@ -358,34 +361,34 @@ def _velocity(
 
     def normalised(state: Layers) -> Layers:
         V, rho = state[:-1], state[-1]
-        f, hidden = forward(V, x, relu=relu)
+        f, hidden = forward(V, x, leak=leak)
         r = (y - rho[:, None] * f) / n
         pull = np.einsum("bn,bn->b", r, f)  # ⟨(y − ρ f) f⟩ = μ − ρ M
-        toward = gradients(V, hidden, 2 * rho[:, None] * r, relu=relu)
+        toward = gradients(V, hidden, 2 * rho[:, None] * r, leak=leak)
         inward = (2 * rho * pull)[:, None, None]
         return [*(g - inward * v for g, v in zip(toward, V, strict=True)), 2 * (pull - lam * rho)]
 
     def plain(state: Layers) -> Layers:
         W, b = state[:depth], state[depth:] or None
-        f, hidden = forward(W, x, b, relu=relu)
-        toward = gradients(W, hidden, 2 * (y - f) / n, biases=b is not None, relu=relu)
+        f, hidden = forward(W, x, b, leak=leak)
+        toward = gradients(W, hidden, 2 * (y - f) / n, biases=b is not None, leak=leak)
         return [g - 2 * decay * w for g, w in zip(toward, W, strict=False)] + toward[depth:]
 
     return normalised if model == "normalised" else plain
 
 
-def _euler(model: str, depth: int, x: Array, y: Array, lam: Array, relu: bool) -> Callable[[Layers, Array], None]:
+def _euler(model: str, depth: int, x: Array, y: Array, lam: Array, leak: float) -> Callable[[Layers, Array], None]:
     """One explicit step of lengths h (B,), in place: the same right-hand side, in as few passes as possible."""
     n = x.shape[1]
 
     def normalised(state: Layers, h: Array) -> None:
         V, rho = state[:-1], state[-1]
-        f, hidden = forward(V, x, relu=relu)
+        f, hidden = forward(V, x, leak=leak)
         r = (y - rho[:, None] * f) / n
         pull = np.einsum("bn,bn->b", r, f)
         far = 2 * h * rho
         keep = (1 - far * pull)[:, None, None]
-        for v, g in zip(V, gradients(V, hidden, far[:, None] * r, relu=relu), strict=True):
+        for v, g in zip(V, gradients(V, hidden, far[:, None] * r, leak=leak), strict=True):
             v *= keep
             v += g
             v /= norms(v)[:, None, None]  # back to the sphere
@@ -393,9 +396,9 @@ def _euler(model: str, depth: int, x: Array, y: Array, lam: Array, relu: bool) -
 
     def plain(state: Layers, h: Array) -> None:
         W, b = state[:depth], state[depth:] or None
-        f, hidden = forward(W, x, b, relu=relu)
+        f, hidden = forward(W, x, b, leak=leak)
         keep = (1 - 2 * h * lam)[:, None, None]
-        moves = gradients(W, hidden, (2 * h / n)[:, None] * (y - f), biases=b is not None, relu=relu)
+        moves = gradients(W, hidden, (2 * h / n)[:, None] * (y - f), biases=b is not None, leak=leak)
         for w in W:
             w *= keep
         for part, move in zip(state, moves, strict=True):
@@ -415,11 +418,11 @@ def _stable_step(model: str, depth: int, state: Layers) -> Array:
 
 
 def _measure(
-    members: pd.DataFrame, model: str, depth: int, state: Layers, x: Array, y: Array, t: float, relu: bool
+    members: pd.DataFrame, model: str, depth: int, state: Layers, x: Array, y: Array, t: float, leak: float
 ) -> dict[str, Any]:
     """The columns of `Flow.history` at one time, (B,) each."""
     lam = members["weight_decay"].to_numpy()
-    rho, V, f, each = _normalise(model, depth, state, x, relu)
+    rho, V, f, each = _normalise(model, depth, state, x, leak)
     finite = np.isfinite(rho) & np.isfinite(f).all(1)
     if not finite.all():
         raise _not_finite(members, ~finite, t)
@@ -442,17 +445,17 @@ def _measure(
     )
 
 
-def _normalise(model: str, depth: int, state: Layers, x: Array, relu: bool) -> tuple[Array, Layers, Array, Layers]:
+def _normalise(model: str, depth: int, state: Layers, x: Array, leak: float) -> tuple[Array, Layers, Array, Layers]:
     """ρ ≥ 0, directions, normalised outputs, and the layers' norms (plain model)."""
     if model == "normalised":
         sign = np.where(state[-1] < 0, -1.0, 1.0)
         V = [*state[:-2], state[-2] * sign[:, None, None]]
-        return np.abs(state[-1]), V, forward(V, x, relu=relu)[0], []
+        return np.abs(state[-1]), V, forward(V, x, leak=leak)[0], []
     W, b = state[:depth], state[depth:] or None
     each = [norms(w) for w in W]
     rho = np.prod(each, 0)
     safe = [np.maximum(r, 1e-300)[:, None, None] for r in each]
-    f = forward(W, x, b, relu=relu)[0] / np.maximum(rho, 1e-300)[:, None]
+    f = forward(W, x, b, leak=leak)[0] / np.maximum(rho, 1e-300)[:, None]
     return rho, [w / r for w, r in zip(W, safe, strict=True)], f, each
 
 
@@ -491,16 +494,21 @@ def _finish(
     W0: Layers,
     x: Array,
     y: Array,
-    relu: bool,
+    leak: float,
 ) -> Flow:
     import pandas as pd
 
-    rho, V, f, _ = _normalise(model, depth, state, x, relu)
+    rho, V, f, _ = _normalise(model, depth, state, x, leak)
     biases = None if model == "normalised" else state[depth:] or None
     fixed = members.assign(member=range(len(members)))
     fixed = pd.concat([fixed] * len(rows), ignore_index=True)
     history = fixed.assign(**{name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
     return Flow(history, V, _weights(model, depth, state), W0, rho, f, biases, x, y)
+
+
+def _slope(leak: float) -> None:
+    if not 0 <= leak <= 1:
+        raise ValueError(f"leak={leak}: a slope between 0 (the ReLU) and 1 (a linear network); write e.g. leak=1.0")
 
 
 def _positive(**values: float) -> None:

@@ -57,7 +57,7 @@ def norms(layer: Array) -> Array:
     return np.sqrt(squares)
 
 
-def forward(layers: Layers, x: Array, biases: Layers | None = None, *, relu: bool = True) -> tuple[Array, Layers]:
+def forward(layers: Layers, x: Array, biases: Layers | None = None, *, leak: float = 0.0) -> tuple[Array, Layers]:
     """Outputs f(x_n) and the inputs of every layer.
 
     Parameters
@@ -68,8 +68,8 @@ def forward(layers: Layers, x: Array, biases: Layers | None = None, *, relu: boo
         Inputs (B, N, d).
     biases
         L arrays (B, d_{k+1}, 1), or none.
-    relu
-        False leaves the ReLUs out: a deep linear network.
+    leak
+        Slope of the activation on negative inputs, max(z, leak·z): 0 is the ReLU, 1 leaves it out.
 
     Returns
     -------
@@ -89,12 +89,12 @@ def forward(layers: Layers, x: Array, biases: Layers | None = None, *, relu: boo
         if biases is not None:
             z = z + biases[k]
         if k < len(layers) - 1:
-            hidden.append(np.maximum(z, 0.0, out=z) if relu else z)
+            hidden.append(np.maximum(z, leak * z if leak else 0.0, out=z))
     return z[:, 0], hidden
 
 
-def gradients(layers: Layers, hidden: Layers, r: Array, *, biases: bool = False, relu: bool = True) -> Layers:
-    """Gradient of Σ_n r_n f(x_n) with respect to each layer, and to each bias (ReLU'(0) = 0).
+def gradients(layers: Layers, hidden: Layers, r: Array, *, biases: bool = False, leak: float = 0.0) -> Layers:
+    """Gradient of Σ_n r_n f(x_n) with respect to each layer, and to each bias (the slope at 0 is `leak`).
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def gradients(layers: Layers, hidden: Layers, r: Array, *, biases: bool = False,
         (B, N): weight of each point's output.
     biases
         Append the gradients with respect to the biases.
-    relu
+    leak
         As in `forward`.
 
     Returns
@@ -127,12 +127,17 @@ def gradients(layers: Layers, hidden: Layers, r: Array, *, biases: bool = False,
             bias_gradients.append(delta.sum(2, keepdims=True))
         if k:
             delta = layers[k].swapaxes(1, 2) @ delta
-            if relu:
-                delta = delta * (hidden[k] > 0)
+            delta *= _slopes(hidden[k], leak)
     return weight_gradients[::-1] + bias_gradients[::-1]
 
 
-def tangent_kernel(layers: Layers, x: Array, *, relu: bool = True) -> Array:
+def _slopes(hidden: Array, leak: float) -> Array:
+    """Derivative of the activation, from its outputs: their signs are those of its inputs if leak > 0."""
+    slopes: Array = np.where(hidden > 0, 1.0, leak)
+    return slopes
+
+
+def tangent_kernel(layers: Layers, x: Array, *, leak: float = 0.0) -> Array:
     """Tangent kernel on the training points, Θ = (1/N) Σ_k J_k J_kᵀ with J_k the Jacobian of f in layer k.
 
     For a fully connected layer (J_k J_kᵀ)_nm is the inner product of what comes in times that of what is
@@ -144,7 +149,7 @@ def tangent_kernel(layers: Layers, x: Array, *, relu: bool = True) -> Array:
         L arrays (B, d_{k+1}, d_k); at directions V it is the normalised kernel of Chapter 2.
     x
         Inputs (B, N, d).
-    relu
+    leak
         As in `forward`.
 
     Returns
@@ -162,14 +167,13 @@ def tangent_kernel(layers: Layers, x: Array, *, relu: bool = True) -> Array:
     array([[[0.5, 0. ],
             [0. , 2. ]]])
     """
-    _, hidden = forward(layers, x, relu=relu)
+    _, hidden = forward(layers, x, leak=leak)
     back = np.ones((x.shape[0], 1, x.shape[1]))
     total = np.zeros((x.shape[0], x.shape[1], x.shape[1]))
     for k in range(len(layers) - 1, -1, -1):
         total += (back.swapaxes(1, 2) @ back) * (hidden[k].swapaxes(1, 2) @ hidden[k])
         if k:
             back = layers[k].swapaxes(1, 2) @ back
-            if relu:
-                back = back * (hidden[k] > 0)
+            back *= _slopes(hidden[k], leak)
     kernel: Array = total / x.shape[1]
     return kernel

@@ -15,19 +15,20 @@ def teacher(seed, n=6, d=5):
 
 @pytest.mark.parametrize("hidden", [(), (7,), (4, 3), (1, 1)])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_forward_and_gradients_agree_with_automatic_differentiation(hidden, with_bias):
+@pytest.mark.parametrize("leak", [0.0, 0.3, 1.0])
+def test_forward_and_gradients_agree_with_automatic_differentiation(hidden, with_bias, leak):
     rng = np.random.default_rng(0)
     widths = (5, *hidden, 1)
     W = random_directions(widths, [1, 2])
     b = [rng.normal(size=(2, out, 1)) for out in widths[1:]] if with_bias else None
     x, r = rng.normal(size=(2, 6, 5)), rng.normal(size=(2, 6))
-    f, inputs = forward(W, x, b)
-    found = gradients(W, inputs, r, biases=with_bias)
+    f, inputs = forward(W, x, b, leak=leak)
+    found = gradients(W, inputs, r, biases=with_bias, leak=leak)
     parameters = [torch.tensor(p, requires_grad=True) for p in [*W, *(b or [])]]
     h = torch.tensor(x).transpose(1, 2)
     for k in range(len(W)):
         h = parameters[k] @ h + (parameters[len(W) + k] if with_bias else 0)
-        h = torch.relu(h) if k < len(W) - 1 else h
+        h = torch.nn.functional.leaky_relu(h, leak) if k < len(W) - 1 else h
     np.testing.assert_allclose(f, h[:, 0].detach(), atol=1e-14)
     expected = torch.autograd.grad((torch.tensor(r) * h[:, 0]).sum(), parameters)
     for ours, theirs in zip(found, expected, strict=True):
@@ -144,7 +145,7 @@ def test_going_on_is_the_same_as_not_stopping():
 
 def test_without_relus_the_flow_is_that_of_the_product():
     """Two linear layers of width 1 against the closed equation of w = w_2 w_1, by small steps."""
-    options = dict(weight_decay=0.0, seed=3, model="plain", layer_norms=(0.5, 0.5), relu=False)
+    options = dict(weight_decay=0.0, seed=3, model="plain", layer_norms=(0.5, 0.5), leak=1.0)
     run = nc.exact_flow(teacher, (1,), time=3.0, records=2, **options)
     x, y = run.x[0], run.y[0]
     w, h = run.W0[1].item() * run.W0[0][0, 0], 3e-4
@@ -232,3 +233,18 @@ def test_divergence_is_named():
         np.errstate(all="ignore"),
     ):
         nc.flow(far, (4,), weight_decay=0.0, model="plain", time=50.0, dt=1.0)
+
+
+def test_a_linear_network_is_its_product_and_both_flows_agree_on_it():
+    options = dict(weight_decay=0.05, seed=[1, 2], time=2.0, leak=1.0)
+    exact = nc.exact_flow(teacher, (6, 4), **options)
+    small = nc.flow(teacher, (6, 4), dt=1e-3, cooling=0, **options)
+    np.testing.assert_allclose(small.rho, exact.rho, rtol=1e-3)
+    product = exact.V[2] @ exact.V[1] @ exact.V[0]
+    np.testing.assert_allclose(exact.f, np.einsum("bd,bnd->bn", product[:, 0], exact.x), atol=1e-14)
+
+
+@pytest.mark.parametrize("call", [nc.flow, nc.exact_flow])
+def test_a_slope_outside_its_range_is_refused(call):
+    with pytest.raises(ValueError, match=r"leak=2.0: a slope between 0 \(the ReLU\) and 1"):
+        call(teacher(1), (4,), weight_decay=0.1, time=1.0, leak=2.0)

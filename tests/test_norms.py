@@ -18,6 +18,7 @@ from nclib.networks.norms import (
     balance,
     homogeneity_error,
     layer_norms,
+    low_rank_distance,
     margins,
     normalised_margins,
     rho,
@@ -276,3 +277,24 @@ def test_homogeneity_error_leaves_the_network_alone() -> None:
 def test_homogeneity_error_refuses_factors_that_are_not_positive(factor: float) -> None:
     with pytest.raises(ValueError, match=r"factor=.*expected a positive number"):
         homogeneity_error(mlp((3,)).build((4,)), torch.ones(2, 4), factor)
+
+
+def test_low_rank_distance_is_the_distance_to_the_truncated_matrix() -> None:
+    matrix = inputs(6, 4, seed=3)
+    found = low_rank_distance(matrix)
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    for r in range(5):
+        nearest = u[:, :r] @ torch.diag(s[:r]) @ v[:r]
+        assert found[r].item() == pytest.approx((matrix - nearest).norm().item(), abs=1e-13)
+        low_rank = inputs(6, r, seed=4) @ inputs(r, 4, seed=5)  # another matrix of that rank is no nearer
+        assert found[r] <= (matrix - low_rank).norm() + 1e-13
+
+
+def test_low_rank_distance_keeps_small_singular_values_and_flattens_kernels() -> None:
+    values = torch.tensor([1.0, 1e-9, 1e-12], dtype=F64)
+    found = low_rank_distance(torch.diag(values))
+    torch.testing.assert_close(found[1:3], torch.tensor([1e-9, 1e-12], dtype=F64), rtol=1e-5, atol=0)
+    kernel = inputs(3, 2, 3, 3)
+    assert low_rank_distance(kernel).tolist() == low_rank_distance(kernel.flatten(1)).tolist()
+    with pytest.raises(ValueError, match=r"weight: shape \(3,\); expected a matrix"):
+        low_rank_distance(torch.ones(3))

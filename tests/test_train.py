@@ -19,7 +19,7 @@ from nclib.data import Data, data
 from nclib.networks.models import Architecture, Net, calibrate, convnet, mlp, project_, resnet18
 from nclib.networks.norms import layer_norms, margins, rho, stable_rank
 from nclib.training import progress
-from nclib.training.ensemble import permutation
+from nclib.training.ensemble import permutation, subsets
 from nclib.training.optim import SGD, sgd
 from nclib.training.results import Runs
 from nclib.training.train import train
@@ -188,6 +188,34 @@ def test_batches_come_from_the_members_own_seed() -> None:
     assert_close(together.model(0), alone.model(0), 1e-5)
     assert_close(together.model(2), together.model(0), 1e-6)
     assert not torch.equal(weights(together.model(1))[0], weights(together.model(0))[0])
+
+
+def test_independent_batches_are_uniform_sets_that_depend_on_seed_and_epoch_alone() -> None:
+    drawn = torch.cat([subsets(6, 2, 3, seed=7, epoch=epoch) for epoch in range(4000)])
+    assert (drawn[:, 0] != drawn[:, 1]).all()
+    pairs = drawn.sort(1).values
+    counts = torch.unique(pairs, dim=0, return_counts=True)[1].double()
+    assert len(counts) == 15
+    expected = len(drawn) / 15
+    assert ((counts - expected).abs() < 5 * expected**0.5).all()
+    assert torch.equal(subsets(6, 2, 3, seed=7, epoch=5), drawn[15:18])
+
+
+def test_steps_with_independent_batches_are_those_of_their_points() -> None:
+    points = small(n=10, dtype=torch.float64)
+    grid = dict(seed=[3, 4], weight_decay=[0.0, 0.1])
+    runs = train(points, mlp((5,)), sgd(lr=0.1, batch=3, epochs=2, sampling="independent"), grid=grid)
+    for member in range(4):
+        row = runs.members.iloc[member]
+        net = mlp((5,)).build((6,), seed=int(row.seed), dtype=torch.float64)
+        descent = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=2 * row.weight_decay)
+        for epoch in range(2):
+            for index in subsets(10, 3, 4, int(row.seed), epoch):
+                descent.zero_grad()
+                (net(points.x[index]) - points.y[index]).square().mean().backward()
+                descent.step()
+        for ours, theirs in zip(runs.model(member).layers, net.layers, strict=True):
+            torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-12, atol=1e-13)
 
 
 def test_an_epoch_visits_every_point_once_and_orders_differ() -> None:
@@ -483,6 +511,7 @@ BAD_RECIPES = [
     (dict(batch=2.5), "batch=2.5: expected a whole number >= 1"),
     (dict(loss="hinge"), "loss='hinge': unknown; write one of 'square', 'cross_entropy'"),
     (dict(precision="fp8"), "precision='fp8': unknown"),
+    (dict(sampling="random"), "sampling='random': unknown; write one of 'shuffle', 'independent'"),
     (dict(schedule="step"), "schedule='step': write 'constant', 'cosine'"),
     (dict(schedule=[(5, 0.1), (2, 1)]), "schedule=.*expected pairs"),
 ]

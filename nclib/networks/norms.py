@@ -24,6 +24,7 @@ __all__ = [
     "balance",
     "homogeneity_error",
     "layer_norms",
+    "low_rank_distance",
     "margins",
     "normalised_margins",
     "rho",
@@ -215,6 +216,40 @@ def stable_rank(weight: Tensor) -> float:
     # The largest eigenvalue of the smaller Gram matrix: as accurate for σ₁ as an SVD, and much cheaper.
     gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
     return float(gram.trace() / torch.linalg.eigvalsh(gram)[-1])
+
+
+def low_rank_distance(weight: Tensor) -> Tensor:
+    r"""Distance of a matrix to the matrices of rank at most r, $\sqrt{\sum_{i>r}s_i^2}$, for every r.
+
+    The distance is in the Frobenius norm, the $s_i$ are the singular values in falling order, and the
+    formula is the theorem of Eckart and Young (1936).  A kernel counts as the matrix (out, rest).
+
+    Parameters
+    ----------
+    weight : (out, in) or (out, in, height, width).
+
+    Returns
+    -------
+    Tensor : (min(out, rest) + 1,) float64; entry r is the distance to rank r, the first is $‖W‖_F$, the last 0.
+
+    Raises
+    ------
+    ValueError : fewer than two axes.
+
+    Notes
+    -----
+    Chapter 7.
+
+    Examples
+    --------
+    >>> low_rank_distance(torch.diag(torch.tensor([4.0, 3.0]))).tolist()
+    [5.0, 3.0, 0.0]
+    """
+    if weight.ndim < 2:
+        raise ValueError(f"weight: shape {tuple(weight.shape)}; expected a matrix or a convolution kernel")
+    squares = torch.linalg.svdvals(weight.detach().flatten(1).double()).square()
+    tails = squares.flip(0).cumsum(0).flip(0).sqrt()  # small values first, so that none is lost
+    return torch.cat([tails, tails.new_zeros(1)])
 
 
 class Balance(NamedTuple):

@@ -27,7 +27,7 @@ from ..networks.models import MLP, Architecture, Net
 from .optim import SGD, mean_loss
 from .stacked import Activations, StackedMLP, can_stack
 
-__all__ = ["Ensemble", "choose", "chunk_size", "permutation", "threads_for"]
+__all__ = ["Ensemble", "choose", "chunk_size", "permutation", "subsets", "threads_for"]
 
 Engine = Literal["stacked", "vmap", "loop"]
 
@@ -174,10 +174,21 @@ class Ensemble:
             if self.batch == self.n:
                 self._step(None, rate, next(rows))
                 continue
-            order = torch.stack([permutation(self.n, seed, epoch) for seed in self.seeds])
-            for index in torch.split(order.to(self.x.device), self.batch, dim=1):
+            for index in self._batches(epoch):
                 self._step(index, rate, next(rows))
         return sizes
+
+    def _batches(self, epoch: int) -> Sequence[Tensor]:
+        """The points of every step of an epoch, each (M, n); members of one seed see the same."""
+        independent = self.opt.sampling == "independent"
+        drawn = {
+            seed: subsets(self.n, self.batch, self.steps_per_epoch, seed, epoch)
+            if independent
+            else permutation(self.n, seed, epoch)
+            for seed in dict.fromkeys(self.seeds)
+        }
+        order = torch.stack([drawn[seed] for seed in self.seeds]).to(self.x.device)
+        return order.unbind(1) if independent else torch.split(order, self.batch, dim=1)
 
     def _step(self, index: Tensor | None, rate: float, size: Tensor) -> None:
         """One step on all samples, or on those of `index` (M, n)."""
@@ -345,11 +356,31 @@ def permutation(n: int, seed: int, epoch: int) -> Tensor:
     >>> sorted(permutation(5, seed=0, epoch=3).tolist())
     [0, 1, 2, 3, 4]
     """
-    # The generator looks at 32 bits of its seed: mix both numbers into all of them (splitmix64).
+    return torch.randperm(n, generator=_generator(seed, epoch))
+
+
+def subsets(n: int, batch: int, steps: int, seed: int, epoch: int) -> Tensor:
+    """Sets of `batch` different samples of n, drawn anew for each of `steps` steps: (steps, batch).
+
+    Like `permutation`, they depend on the seed and the epoch alone.
+
+    Examples
+    --------
+    >>> subsets(5, batch=2, steps=3, seed=0, epoch=0).shape
+    torch.Size([3, 2])
+    """
+    # The samples with the largest of n independent numbers are a uniformly random set.
+    keys = torch.rand(steps, n, generator=_generator(seed, epoch), dtype=torch.float64)
+    return keys.topk(batch, dim=1).indices
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    """A generator for one epoch of one member, which looks at 32 bits of its seed."""
+    # Mix both numbers into all of them (splitmix64).
     z = (seed * 0x9E3779B97F4A7C15 + (epoch + 1) * 0xD1B54A32D192ED03) % 2**64
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
-    return torch.randperm(n, generator=torch.Generator().manual_seed((z ^ (z >> 31)) % 2**32))
+    return torch.Generator().manual_seed((z ^ (z >> 31)) % 2**32)
 
 
 def _decaying(names: Sequence[str], on: str) -> list[str]:

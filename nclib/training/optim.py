@@ -27,6 +27,7 @@ Reduction = Literal["mean", "sum"]
 Coding = Literal["auto", "sign", "one-hot"]
 DecayOn = Literal["auto", "layers", "last", "rho"]
 Precision = Literal["float32", "tf32", "bf16"]
+Sampling = Literal["shuffle", "independent"]
 Schedule = str | tuple[tuple[int, float], ...]
 
 _CHOICES = {
@@ -35,6 +36,7 @@ _CHOICES = {
     "coding": get_args(Coding),
     "weight_decay_on": get_args(DecayOn),
     "precision": get_args(Precision),
+    "sampling": get_args(Sampling),
 }
 
 
@@ -53,6 +55,7 @@ class SGD:
     coding: Coding
     weight_decay_on: DecayOn
     precision: Precision
+    sampling: Sampling
 
     def rate(self, epoch: int) -> float:
         """Factor on the learning rate during the epoch that follows `epoch` finished ones."""
@@ -103,6 +106,7 @@ def sgd(
     coding: Coding = "auto",
     weight_decay_on: DecayOn = "auto",
     precision: Precision = "float32",
+    sampling: Sampling = "shuffle",
 ) -> SGD:
     r"""Stochastic gradient descent with momentum on a square or cross-entropy loss.
 
@@ -118,8 +122,7 @@ def sgd(
     ----------
     lr : η > 0, the learning rate.
     momentum : β in [0, 1).
-    batch : points in a mini-batch; None takes all of them (gradient descent).  Every epoch visits every
-        point once, in an order drawn from the network's own seed; the last batch may be smaller.
+    batch : points in a mini-batch; None takes all of them (gradient descent).
     epochs : passes over the data, ≥ 1.  With full batches an epoch is one step.
     weight_decay : λ ≥ 0.
     schedule : "constant"; "cosine", $η_t = η(1+\cos(π t/T))/2$ in epochs t; or pairs (epoch, factor),
@@ -133,6 +136,10 @@ def sgd(
         $\lambda\sum_kg_k^2$); "last", the last layer only; "rho", $\lambda\rho^2$ (the paper's model).
         "auto" is "rho" under `norm="lm"` and "layers" otherwise.  Biases and BN's affine part never decay.
     precision : "float32"; or, for speed on a GPU and only on request, "tf32" or "bf16" (autocast).
+    sampling : how batches are drawn, from the network's own seed.  "shuffle": every epoch visits every
+        point once, in a fresh order; the last batch may be smaller.  "independent": every batch is a
+        fresh set of `batch` different points, whatever the batches before it were; an epoch is still
+        ⌈N/batch⌉ steps.
 
     Returns
     -------
@@ -154,8 +161,9 @@ def sgd(
     (1.0, 0.1)
     """
     choices = dict(
-        loss=loss, reduction=reduction, coding=coding, weight_decay_on=weight_decay_on, precision=precision
-    )
+        loss=loss, reduction=reduction, coding=coding, weight_decay_on=weight_decay_on, precision=precision,
+        sampling=sampling,
+    )  # fmt: skip
     for name, choice in choices.items():
         if choice not in _CHOICES[name]:
             options = ", ".join(map(repr, _CHOICES[name]))
@@ -168,7 +176,7 @@ def sgd(
         _check_count("batch", batch)
     return SGD(
         float(lr), float(momentum), batch, epochs, float(weight_decay), _schedule(schedule), loss, reduction,
-        coding, weight_decay_on, precision,
+        coding, weight_decay_on, precision, sampling,
     )  # fmt: skip
 
 
