@@ -66,6 +66,8 @@ if TYPE_CHECKING:
     from .sweeps import sweep as sweep
     from .training.optim import sgd as sgd
     from .training.results import Runs as Runs
+    from .training.steps import Steps as Steps
+    from .training.steps import step_by_step as step_by_step
 
 __version__ = "0.1.0"
 
@@ -103,6 +105,7 @@ _HOME = {
     "training.optim": ["sgd"],
     "plots": ["lines", "panels", "style"],
     "training.results": ["Runs"],
+    "training.steps": ["Steps", "step_by_step"],
     "scale": ["base_seed", "device", "device_name", "scale", "scale_name", "seeds"],
     "sweeps": ["SweepFailed", "sweep"],
     "training.train": ["train"],
