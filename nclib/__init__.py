@@ -82,6 +82,8 @@ if TYPE_CHECKING:
     from .sweeps import sweep as sweep
     from .training.optim import sgd as sgd
     from .training.results import Runs as Runs
+    from .training.steps import Steps as Steps
+    from .training.steps import step_by_step as step_by_step
     from .unconstrained import ufm_descent as ufm_descent
 
 __version__ = "0.1.0"
@@ -128,6 +130,7 @@ _HOME = {
     "plots": ["lines", "panels", "style"],
     "training.results": ["Runs"],
     "relu": ["tangent_kernel"],
+    "training.steps": ["Steps", "step_by_step"],
     "scale": ["base_seed", "device", "device_name", "scale", "scale_name", "seeds"],
     "store": ["Result", "result", "save_result"],
     "sweeps": ["SweepFailed", "sweep"],

@@ -37,6 +37,8 @@ LABELS = {
     "margin_min": r"smallest margin $\min_n m_n$",
     "angle": "angle (degrees)",
     "dt": r"step $dt$",
+    "step": "step",
+    "effective_rate": r"effective rate $\eta/\|W\|^2$",
 }
 
 

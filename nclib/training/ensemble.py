@@ -171,15 +171,14 @@ class Ensemble:
         rows = iter(sizes)
         for epoch in range(first, last):
             rate = self.opt.rate(epoch)
-            if self.batch == self.n:
-                self._step(None, rate, next(rows))
-                continue
-            for index in self._batches(epoch):
+            for index in self.batches(epoch):
                 self._step(index, rate, next(rows))
         return sizes
 
-    def _batches(self, epoch: int) -> Sequence[Tensor]:
-        """The points of every step of an epoch, each (M, n); members of one seed see the same."""
+    def batches(self, epoch: int) -> Sequence[Tensor | None]:
+        """The points of every step of an epoch, each (M, n); members of one seed see the same; None means all."""
+        if self.batch == self.n:
+            return [None]
         independent = self.opt.sampling == "independent"
         drawn = {
             seed: subsets(self.n, self.batch, self.steps_per_epoch, seed, epoch)
@@ -195,10 +194,11 @@ class Ensemble:
         if self._graphed:
             self._replay(index, rate, size)
         else:
-            self._gradient(index, size)
-            self._update(rate)
+            self.gradient(index, size)
+            self.update(rate)
 
-    def _gradient(self, index: Tensor | None, size: Tensor) -> None:
+    def gradient(self, index: Tensor | None, size: Tensor) -> None:
+        """Gradients of the loss without weight decay into `grads`, and into `size` what `advance` returns."""
         if self.stack:
             self._stacked_gradient(self.stack, index, size)
         elif self.engine == "loop":
@@ -250,7 +250,7 @@ class Ensemble:
 
     # --------------------------------------------------------------------------------------- a step
 
-    def _update(self, rate: float) -> None:
+    def update(self, rate: float) -> None:
         """Weight decay, momentum and step; under LM the tangent plane before and the sphere after."""
         grad = self.flat_grad
         decayed = slice(self.decay_size)
@@ -294,9 +294,21 @@ class Ensemble:
 
     def weights(self) -> list[Tensor]:
         """The parameters that hold the layers' weights, in order, each (M, ...)."""
-        return [
-            self.params[name] for name, _ in self.net.named_parameters() if name.endswith((".weight", ".direction"))
-        ]
+        return [self.params[name] for name in self._weight_names()]
+
+    def weight_gradients(self) -> list[Tensor]:
+        """Where `gradient` leaves the gradients in `weights`."""
+        return [self.grads[name] for name in self._weight_names()]
+
+    def _weight_names(self) -> list[str]:
+        return [name for name, _ in self.net.named_parameters() if name.endswith((".weight", ".direction"))]
+
+    def losses(self, index: Tensor | None, size: Tensor) -> Tensor:
+        """Losses (M,) of the last call of `gradient`, whose arguments these are."""
+        if not self.stack:
+            return size.clone()
+        y = self.y if index is None else self._targets(index)
+        return mean_loss(self._rooms[y.shape[-2]].a[-1].mT, y, self.opt.loss, self.opt.reduction)
 
     def member(self, i: int) -> Net:
         """Member i as a network, valid until the next call or step."""
@@ -312,8 +324,8 @@ class Ensemble:
         """A step as one launch: recorded the first time, replayed from then on."""
         key = (0 if index is None else index.shape[1], rate)
         if key not in self._graphs and not self._record(key, index, rate):
-            self._gradient(index, size)
-            self._update(rate)
+            self.gradient(index, size)
+            self.update(rate)
             return
         graph, own_index, own_size = self._graphs[key]
         if index is not None:
@@ -331,12 +343,12 @@ class Ensemble:
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):  # libraries set themselves up in the first calls
                 for _ in range(3):
-                    self._gradient(own_index, own_size)
-                    self._update(rate)
+                    self.gradient(own_index, own_size)
+                    self.update(rate)
             torch.cuda.current_stream().wait_stream(stream)
             with torch.cuda.graph(graph):
-                self._gradient(own_index, own_size)
-                self._update(rate)
+                self.gradient(own_index, own_size)
+                self.update(rate)
         except RuntimeError as error:
             warnings.warn(f"no CUDA graph of a training step ({error}); going on without", stacklevel=2)
             self._graphed = False

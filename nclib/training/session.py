@@ -216,10 +216,11 @@ class Session:
             at = self.state.diverged
             alive = [i for i in range(start, min(start + size, count)) if at[i] < 0 or at[i] > last]
             if alive:
-                chunks.append(self._chunk(alive))
+                chunks.append(self.chunk(alive))
         return chunks
 
-    def _chunk(self, members: list[int]) -> Chunk:
+    def chunk(self, members: list[int]) -> Chunk:
+        """An ensemble of the members with these numbers, as the state has them."""
         state = self.state
         ensemble = Ensemble(
             self.net,

@@ -113,7 +113,7 @@ def train(
     10           0.1     1     10     ok
     11           0.1     1     20     ok
     """
-    members = _members(grid, opt)
+    members = members_of(grid, opt)
     session = Session(
         data.to(device()), arch, opt, members, _measured(measure_every, opt.epochs),
         check_measures(measure, arch), snapshots, engine,
@@ -130,7 +130,7 @@ def train(
     return runs
 
 
-def _members(grid: Grid | None, opt: SGD) -> list[Member]:
+def members_of(grid: Grid | None, opt: SGD) -> list[Member]:
     """Every member's hyper-parameters: those of the grid over the defaults."""
     defaults = {
         "seed": base_seed(), "lr": opt.lr, "weight_decay": opt.weight_decay, "momentum": opt.momentum,
