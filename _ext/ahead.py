@@ -49,11 +49,11 @@ def execute(sources: list[Path], folder: Path, timeout: int) -> None:
     cache = get_cache(str(folder))
     found = {source: read(source) for source in sources}
     waiting = {source: nb for source, nb in found.items() if nb is not None and not is_cached(cache, nb)}
-    if jobs() < 2 or len(waiting) < 2:
-        return
-    # Chapters share the cores: one thread each is faster than all of them fighting for all cores.
+    # Chapters share the cores, and their matrices are small: one thread each is faster than fighting for all cores.
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
+    if jobs() < 2 or len(waiting) < 2:
+        return
 
     def run(source: Path) -> ExecutionResult:
         return single_nb_execution(waiting[source], cwd=str(source.parent), timeout=timeout, allow_errors=False)

@@ -107,8 +107,8 @@ def clear_cache(app: Sphinx) -> None:
 
 def execute_ahead(app: Sphinx) -> None:
     """Fill the cache, several chapters at a time."""
-    sources = [root(app) / f"{name}.md" for name in sorted(app.project.discover()) if name.startswith("chapters/")]
-    ahead.execute([path for path in sources if path.exists()], cache_folder(app), app.config.nb_execution_timeout)
+    sources = sorted((root(app) / "chapters").glob("*.md"))
+    ahead.execute(sources, cache_folder(app), app.config.nb_execution_timeout)
 
 
 def outdated(app: Sphinx, env: BuildEnvironment, *_: set[str]) -> list[str]:

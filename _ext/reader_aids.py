@@ -114,29 +114,44 @@ def _may_link(text: nodes.Text) -> bool:
 # --- symbols --------------------------------------------------------------------------------------
 
 
-def symbol_rows(app: Sphinx) -> list[tuple[str, list[str], nodes.entry]]:
-    """The rows of the notation page: anchor, the symbols as LaTeX, and the cell with their meaning."""
+def table_rows(doctree: nodes.document) -> Iterator[tuple[str, int, nodes.row]]:
+    """The rows of the notation page: anchor, the chapter whose table it is (0: the whole book's), and the row."""
+    rows = (row for body in doctree.findall(nodes.tbody) for row in body.findall(nodes.row))
+    for number, row in enumerate(rows):
+        section = row.parent
+        while not isinstance(section, nodes.section):
+            section = section.parent
+        chapter = re.match(r"Chapter (\d+)", section[0].astext())
+        yield f"symbol-{number}", int(chapter[1]) if chapter else 0, row
+
+
+def symbol_rows(app: Sphinx, chapter: int) -> list[tuple[str, list[str], nodes.entry]]:
+    """The rows that hold in a chapter, its own first: anchor, the symbols as LaTeX, and the cell with their meaning."""
     if NOTATION not in app.env.found_docs:
         return []
-    rows = []
-    for body in app.env.get_doctree(NOTATION).findall(nodes.tbody):
-        for number, row in enumerate(body.findall(nodes.row)):
+    found = []
+    for anchor, owner, row in table_rows(app.env.get_doctree(NOTATION)):
+        if owner in (0, chapter):
             cells = [cell for cell in row.children if isinstance(cell, nodes.entry)]
             latex = [math.astext() for math in cells[0].findall(nodes.math)]
-            rows.append((f"symbol-{number}", latex, cells[-1]))
-    return rows
+            found.append((owner == 0, anchor, latex, cells[-1]))
+    return [row for _, *row in sorted(found, key=lambda row: row[0])]  # type: ignore[misc]
 
 
 def name_rows(doctree: nodes.document) -> None:
     """Give the rows of the notation page the anchors that chapters link to."""
-    for body in doctree.findall(nodes.tbody):
-        for number, row in enumerate(body.findall(nodes.row)):
-            row["ids"].append(f"symbol-{number}")
+    for anchor, _, row in table_rows(doctree):
+        row["ids"].append(anchor)
+
+
+def letter(latex: str) -> str:
+    """The symbol that a row of the notation page defines: the part before = or ∈."""
+    return re.split(r"=|\\in\b", latex)[0].strip()
 
 
 def uses(latex: str, formulas: str) -> bool:
-    """Whether the symbol that a notation row defines (the part before = or ∈) occurs in these formulas."""
-    symbol = re.split(r"=|\\in\b", latex)[0].strip()
+    """Whether the symbol that a row of the notation page defines occurs in these formulas."""
+    symbol = letter(latex)
     before = r"(?<![A-Za-z\\])" if symbol[0].isalpha() else r""
     after = r"(?![A-Za-z])" if symbol[-1].isalpha() else ""
     return re.search(before + re.escape(symbol) + after, formulas) is not None
@@ -146,8 +161,11 @@ def symbols_box(app: Sphinx, doctree: nodes.document, docname: str) -> nodes.raw
     """The symbols of a page, folded."""
     formulas = "\n".join(node.astext() for node in doctree.findall(_is_formula))
     page, items = app.builder.get_relative_uri(docname, NOTATION), []
-    for anchor, latex, meaning in symbol_rows(app):
-        if any(uses(one, formulas) for one in latex):
+    defined: set[str] = set()
+    for anchor, latex, meaning in symbol_rows(app, int(re.search(r"\d+", docname)[0])):  # type: ignore[index]
+        new = {letter(one) for one in latex} - defined
+        if new and any(uses(one, formulas) for one in latex):
+            defined |= new
             shown = ", ".join(_typeset(one) for one in latex)
             items.append(f'<li>{shown} <a href="{escape(page)}#{anchor}">{_inline(meaning)}</a></li>')
     if not items:
