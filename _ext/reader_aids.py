@@ -126,7 +126,7 @@ def table_rows(doctree: nodes.document) -> Iterator[tuple[str, int, nodes.row]]:
 
 
 def symbol_rows(app: Sphinx, chapter: int) -> list[tuple[str, list[str], nodes.entry]]:
-    """The rows that hold in a chapter, its own first: anchor, the symbols as LaTeX, and the cell with their meaning."""
+    """The rows that hold in a chapter, its own first: anchor, symbols as LaTeX, and the cell with their meaning."""
     if NOTATION not in app.env.found_docs:
         return []
     found = []
