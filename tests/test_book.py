@@ -290,3 +290,27 @@ def test_plain_notebooks_number_things_as_the_book_does() -> None:
         caption = re.search(r'<span class="caption-number">\s*([^<]+?)\s*</span>', place)
         assert caption, label
         assert caption[1] == str(target), label
+
+
+# ------------------------------------------------------------------------------------------------------- completeness
+
+STATEMENT = re.compile(r"^:::\{prf:(theorem|proposition|corollary|observation)\}.*\n:label: (\S+)", re.MULTILINE)
+
+
+def statements(*kinds: str) -> set[str]:
+    """Labels of the book's statements of some kinds."""
+    texts = [path.read_text("utf-8") for path in sorted((ROOT / "chapters").glob("*.md"))]
+    return {label for text in texts for kind, label in STATEMENT.findall(text) if kind in kinds}
+
+
+def test_every_statement_has_its_verdict_told() -> None:
+    text = (ROOT / "verdicts.md").read_text("utf-8")
+    told = re.findall(r"^```\{verdict\} (\S+)\n```\n\n\*\*Predicted\.\*\* .+\n\n\*\*Found\.\*\* ", text, re.MULTILINE)
+    assert len(told) == len(set(told)) >= 40
+    assert statements("theorem", "proposition", "corollary", "observation") <= set(told)
+
+
+def test_every_theorem_has_its_assumptions_in_the_table() -> None:
+    text = (ROOT / "assumptions.md").read_text("utf-8")
+    rows = re.findall(r"^\| \{prf:ref\}`(\S+?)` .*$", text, re.MULTILINE)
+    assert sorted(rows) == sorted(statements("theorem", "proposition", "corollary"))
