@@ -27,7 +27,7 @@ import torch  # noqa: E402
 import nclib as nc  # noqa: E402
 from nclib.networks.models import Net  # noqa: E402
 
-#: What `torch.optim.SGD(weight_decay=…)` of the published experiment is in this book's convention, λ‖W‖².
+#: What `torch.optim.SGD(weight_decay=0.01)` of the published experiment is in this book's convention, λ‖W‖².
 LAMBDA = 0.01 / 2
 
 #: Both sizes, part by part.  Each job trains all initial norms and seeds of its part.
@@ -35,19 +35,30 @@ LAMBDA = 0.01 / 2
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "full": {
         "binary": {
-            "n": None, "epochs": 1000, "batch": 128, "init_norms": [0.01, 0.1, 0.5, 1, 3, 5, 10], "seeds": [0, 1, 2]
+            "n": None, "epochs": 1000, "batch": 128, "lr": 0.01, "decay": LAMBDA,
+            "init_norms": [0.01, 0.1, 0.5, 1, 3, 5, 10], "seeds": [0, 1, 2],
         },
-        "labels": {"n": None, "epochs": 1000, "batch": 128, "init_norms": [1], "seeds": [0, 1, 2]},
+        "labels": {
+            "n": None, "epochs": 1000, "batch": 128, "lr": 0.01, "decay": LAMBDA,
+            "init_norms": [1], "seeds": [0, 1, 2],
+        },
         "collapse": {
-            "n": None, "n_test": None, "epochs": 350, "widths": [64, 128, 256, 512], "batch": 128, "seeds": [0]
+            "n": None, "n_test": None, "epochs": 350, "widths": [64, 128, 256, 512], "batch": 128, "seeds": [0],
         },
     },
-    # A quarter of the images in batches a quarter as large: as many steps in an epoch as at full size.
+    # A quarter of the images, of the batch and of the learning rate, and four times the weight decay: as many steps
+    # in an epoch, and the same product of learning rate and weight decay, as at full size.
     "cpu": {
-        "binary": {"n": 2500, "epochs": 60, "batch": 32, "init_norms": [1, 3, 10], "seeds": [0, 1]},
-        "labels": {"n": 2500, "epochs": 60, "batch": 32, "init_norms": [1], "seeds": [0, 1]},
+        "binary": {
+            "n": 2500, "epochs": 60, "batch": 32, "lr": 0.0025, "decay": 4 * LAMBDA,
+            "init_norms": [1, 3, 10], "seeds": [0, 1],
+        },
+        "labels": {
+            "n": 2500, "epochs": 60, "batch": 32, "lr": 0.0025, "decay": 4 * LAMBDA,
+            "init_norms": [1], "seeds": [0, 1],
+        },
         "collapse": {
-            "n": 1000, "n_test": 1000, "epochs": 60, "widths": [16, 32, 64, 128], "batch": 50, "seeds": [0]
+            "n": 1000, "n_test": 1000, "epochs": 60, "widths": [16, 32, 64, 128], "batch": 50, "seeds": [0],
         },
     },
 }
@@ -75,6 +86,7 @@ def binary_job(
     n: int | None,
     epochs: int,
     batch: int,
+    lr: float,
     init_norms: list[float],
     seeds: list[int],
 ) -> list[dict[str, Any]]:
@@ -82,7 +94,7 @@ def binary_job(
     data = nc.data("cifar10", classes=(1, 2), n=n, standardise=True, verify=False)
     arch = nc.convnet(norm=norm)  # type: ignore[arg-type]
     # One-hot targets and the mean over the two outputs, as published: with one output of ±1 this rate diverges.
-    opt = nc.sgd(lr=0.01, momentum=0.9, batch=batch, epochs=epochs, coding="one-hot")
+    opt = nc.sgd(lr=lr, momentum=0.9, batch=batch, epochs=epochs, coding="one-hot")
     grid = {"seed": seeds, "init_norm": init_norms, "weight_decay": [weight_decay], "noise": [noise]}
     measure = ("loss", "test", "norms", "margins", published_rho)
     return rows(nc.train(data, arch, opt, grid=grid, measure_every=measured(epochs), measure=measure), norm)
@@ -104,7 +116,7 @@ def collapse_job(
     opt = nc.sgd(lr=0.05, momentum=0.9, batch=batch, epochs=epochs, schedule=steps, reduction="sum")
     grid = {"seed": seeds, "init_norm": [he_norms(arch, data)], "weight_decay": [weight_decay]}
     measure = ("loss", "test", "norms", "collapse")
-    return rows(nc.train(data, arch, opt, grid=grid, measure_every=measured(epochs, 25), measure=measure), "bn")
+    return rows(nc.train(data, arch, opt, grid=grid, measure_every=measured(epochs), measure=measure), "bn")
 
 
 def he_norms(arch: Any, data: nc.Data) -> tuple[float, ...]:
@@ -112,7 +124,7 @@ def he_norms(arch: Any, data: nc.Data) -> tuple[float, ...]:
     return tuple((2 * shape.out) ** 0.5 for shape in arch.shapes(data.input_shape, len(data.classes)))
 
 
-def measured(epochs: int, times: int = 40) -> list[int]:
+def measured(epochs: int, times: int = 24) -> list[int]:
     """Epochs at which to measure: the start, then about evenly in the logarithm."""
     return sorted({0, epochs, *(round(epochs ** (i / times)) for i in range(times + 1))})
 
@@ -130,10 +142,13 @@ def jobs(part: str, size: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
     """What a part calls, and with what."""
     if part == "collapse":
         return collapse_job, [{"weight_decay": decay, **size} for decay in (5e-4 / 2, 0.0)]
+    fixed = {key: value for key, value in size.items() if key != "decay"}
     if part == "labels":
-        return binary_job, [{"norm": "bn", "weight_decay": LAMBDA, "noise": noise, **size} for noise in NOISE]
-    settings = [(norm, decay) for norm in ("bn", "none") for decay in (LAMBDA, 0.0)]
-    return binary_job, [{"norm": norm, "weight_decay": decay, "noise": 0.0, **size} for norm, decay in settings]
+        return binary_job, [
+            {"norm": "bn", "weight_decay": size["decay"], "noise": noise, **fixed} for noise in NOISE
+        ]
+    settings = [(norm, decay) for norm in ("bn", "none") for decay in (size["decay"], 0.0)]
+    return binary_job, [{"norm": norm, "weight_decay": decay, "noise": 0.0, **fixed} for norm, decay in settings]
 
 
 def config(part: str, size_name: str) -> dict[str, Any]:

@@ -305,7 +305,9 @@ def statements(*kinds: str) -> set[str]:
 
 def test_every_statement_has_its_verdict_told() -> None:
     text = (ROOT / "verdicts.md").read_text("utf-8")
-    told = re.findall(r"^```\{verdict\} (\S+)\n```\n\n\*\*Predicted\.\*\* .+\n\n\*\*Found\.\*\* ", text, re.MULTILINE)
+    told = re.findall(
+        r"^```\{verdict\} (\S+)\n```\n\n\*\*Predicted\.\*\* .+\n\n\*\*Found\.\*\* ", text, re.MULTILINE
+    )
     assert len(told) == len(set(told)) >= 40
     assert statements("theorem", "proposition", "corollary", "observation") <= set(told)
 
