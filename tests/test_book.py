@@ -292,7 +292,7 @@ def test_plain_notebooks_number_things_as_the_book_does() -> None:
         assert caption[1] == str(target), label
 
 
-# ------------------------------------------------------------------------------------------------------- completeness
+# ----------------------------------------------------------------------------------------------------- completeness
 
 STATEMENT = re.compile(r"^:::\{prf:(theorem|proposition|corollary|observation)\}.*\n:label: (\S+)", re.MULTILINE)
 
