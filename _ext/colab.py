@@ -38,10 +38,11 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def package(root: Path) -> str:
-    """The package as a zip in base64, the same for the same sources."""
+    """The package and the stored results as a zip in base64, the same for the same files."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         files = [p for p in (root / "nclib").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+        files += [p for kind in ("csv", "json") for p in (root / "results").glob(f"*.{kind}")]
         for path in sorted(files):
             entry = zipfile.ZipInfo(path.relative_to(root).as_posix(), _EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from .convex import convex_optimum as convex_optimum
     from .data import Data as Data
     from .data import from_arrays as from_arrays
+    from .experiments import binary_experiment as binary_experiment
+    from .experiments import published_norm as published_norm
     from .explore import Explorable as Explorable
     from .explore import explore_curves as explore_curves
     from .explore import explore_flow as explore_flow
@@ -111,6 +113,7 @@ _HOME = {
     "convex": ["convex_optimum"],
     "data": ["Data", "data", "from_arrays"],
     "explore": ["Explorable", "explore_curves", "explore_flow", "replay"],
+    "experiments": ["binary_experiment", "published_norm"],
     "flow": ["Flow", "exact_flow", "flow"],
     "networks.folding": ["fold"],
     "networks.gradients": ["per_sample_gradients"],

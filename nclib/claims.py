@@ -13,13 +13,16 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .scale import base_seed, device_name, scale_name
+
+if TYPE_CHECKING:
+    from .store import Result
 
 MIME = "application/vnd.nclib.claim+json"
 
@@ -104,6 +107,7 @@ def claim(
     between: tuple[float, float] | None = None,
     seeds: int = 1,
     mean: bool = False,
+    source: Result | None = None,
 ) -> None:
     """Check a theorem's prediction against a measurement; raise when it fails.
 
@@ -136,6 +140,8 @@ def claim(
         How many independent seeds stand behind `measured`.
     mean
         Claim something of the mean over seeds, not of every entry.
+    source
+        The stored result that `measured` was computed from: its scale and its device stand in the ledger.
 
     Raises
     ------
@@ -169,8 +175,8 @@ def claim(
         tolerance=tolerance,
         seeds=seeds,
         confidence_interval=None if interval is None else [_finite(v) for v in interval],
-        scale=scale_name(),
-        device=device_name(),
+        scale=scale_name() if source is None else source.scale,
+        device=device_name() if source is None else source.device,
         base_seed=base_seed(),
         passed=passed,
     )

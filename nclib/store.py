@@ -22,6 +22,7 @@ from .scale import device, device_name
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 __all__ = ["Result", "result", "save_result"]
 
@@ -60,6 +61,46 @@ class Result:
         took = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
         made = f"commit {facts['commit']} · {facts['created'][:10]} · took {took}"
         return f"device {facts['device']} · seeds {seeds} · {made}"
+
+    @property
+    def scale(self) -> str:
+        """At which size it was computed: "full", or a part of it, e.g. "cpu part".
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> [Result(pd.DataFrame(), {"config": {"size": size}}).scale for size in ("full", "cpu")]
+        ['full', 'cpu part']
+        """
+        size = self.manifest["config"].get("size", "full")
+        return "full" if size == "full" else f"{size} part"
+
+    @property
+    def device(self) -> str:
+        """On what it was computed.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> Result(pd.DataFrame(), {"device": "cpu"}).device
+        'cpu'
+        """
+        return str(self.manifest["device"])
+
+    def stamp(self, figure: Figure) -> None:
+        """Write under a figure where its numbers come from.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from matplotlib.figure import Figure
+        >>> facts = {"device": "cpu", "commit": "abc", "created": "2026-01-02", "seconds": 6.0, "config": {}}
+        >>> picture = Figure()
+        >>> Result(pd.DataFrame(), facts).stamp(picture)
+        >>> picture.texts[0].get_text()
+        'device cpu · seeds none · commit abc · 2026-01-02 · took 0 min'
+        """
+        figure.text(0.5, -0.02, self.provenance, ha="center", va="top", fontsize=7.5, color="0.4")
 
 
 def results_folder() -> Path:
@@ -148,13 +189,13 @@ def save_result(
     return place / f"{name}.csv"
 
 
-def result(name: str, *, folder: str | os.PathLike[str] | None = None) -> Result:
+def result(*names: str, folder: str | os.PathLike[str] | None = None) -> Result:
     """Read a stored result; refuse one whose provenance is not in order.
 
     Parameters
     ----------
-    name : str
-        As in `save_result`.
+    *names : str
+        As in `save_result`; of several the first that is there, e.g. the full size and a part of it.
     folder : path, optional
         Where; by default the book's ``results``.
 
@@ -182,9 +223,14 @@ def result(name: str, *, folder: str | os.PathLike[str] | None = None) -> Result
     import pandas as pd
 
     place = results_folder() if folder is None else Path(folder)
+    if not names:
+        raise TypeError("result needs the name of one")
+    there = [name for name in names if (place / f"{name}.csv").exists()]
+    if not there:
+        missing = " or ".join(f"{name}.csv" for name in names)
+        raise FileNotFoundError(f"{missing}: no such result; `make full` computes what the book shows")
+    name = there[0]
     table, manifest = place / f"{name}.csv", place / f"{name}.json"
-    if not table.exists():
-        raise FileNotFoundError(f"{name}.csv: no such result; `make full` computes what the book shows")
     if not manifest.exists():
         raise FileNotFoundError(f"{name}.csv has no manifest {name}.json, so nobody knows what it is: remove it")
     facts = json.loads(manifest.read_text("utf-8"))

@@ -22,10 +22,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-import torch  # noqa: E402
-
 import nclib as nc  # noqa: E402
-from nclib.networks.models import Net  # noqa: E402
 
 #: What `torch.optim.SGD(weight_decay=0.01)` of the published experiment is in this book's convention, λ‖W‖².
 LAMBDA = 0.01 / 2
@@ -68,17 +65,6 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
 NOISE = [0.2, 0.4, 0.6, 0.8, 1.0]
 
 
-def published_rho(net: Net) -> dict[str, float]:
-    """ρ as the published code has it: each layer's norm over the norm of its vector of standard deviations."""
-    logs = []
-    for k, layer in enumerate(net.layers):
-        size = torch.linalg.vector_norm(layer.weight.detach().double())
-        if k < len(net.norms):
-            size = size / torch.linalg.vector_norm((net.norms[k].var.double() + net.norms[k].eps).sqrt())
-        logs.append(size.log())
-    return {"rho_published": float(torch.stack(logs).sum().exp())}
-
-
 def binary_job(
     norm: str,
     weight_decay: float,
@@ -92,12 +78,15 @@ def binary_job(
 ) -> list[dict[str, Any]]:
     """The four-convolution net on two classes, for all initial norms and seeds."""
     data = nc.data("cifar10", classes=(1, 2), n=n, standardise=True, verify=False)
-    arch = nc.convnet(norm=norm)  # type: ignore[arg-type]
-    # One-hot targets and the mean over the two outputs, as published: with one output of ±1 this rate diverges.
-    opt = nc.sgd(lr=lr, momentum=0.9, batch=batch, epochs=epochs, coding="one-hot")
-    grid = {"seed": seeds, "init_norm": init_norms, "weight_decay": [weight_decay], "noise": [noise]}
-    measure = ("loss", "test", "norms", "margins", published_rho)
-    return rows(nc.train(data, arch, opt, grid=grid, measure_every=measured(epochs), measure=measure), norm)
+    settings = {
+        "norm": norm,
+        "weight_decay": weight_decay,
+        "noise": noise,
+        "init_norms": init_norms,
+        "seeds": seeds,
+    }
+    training = {"epochs": epochs, "batch": batch, "lr": lr, "measure_every": measured(epochs)}
+    return rows(nc.binary_experiment(data, **settings, **training), norm)  # type: ignore[arg-type]
 
 
 def collapse_job(
