@@ -295,8 +295,15 @@ def fail_loudly(app: Sphinx, error: Exception | None) -> None:
         app.statuscode = 1
 
 
+#: The parts of MathJax that the pages need.
+MATHJAX = ["core", "input/tex", "output/chtml", "a11y/assistive-mml"]
+
+
 def set_options(_app: Sphinx, config: Config) -> None:
     """The title beside the logo; the repository's buttons appear with its address and not before."""
+    # MathJax by its parts: the usual bundle carries a menu, a third of its weight, that this book does not show.
+    config.mathjax_path = "mathjax/startup.js"
+    config.mathjax3_config = {"loader": {"load": MATHJAX}}
     options = config.html_theme_options
     options["logo"] = {"text": config.html_title}
     published = bool(options.get("repository_url"))
