@@ -441,6 +441,26 @@ def test_a_member_that_diverges_is_named_and_the_others_go_on(engine: Any) -> No
         runs.model(1)
 
 
+@pytest.mark.parametrize("engine", ["stacked", "loop"])
+@pytest.mark.parametrize("probe", [(), (lambda net: {"first": float(net.layers[0].weight.norm())},)])
+def test_under_bn_too(engine: Any, probe: Any) -> None:
+    """What has overflowed cannot be calibrated or folded, and must not be."""
+    grid = dict(lr=[0.01, 1e4], init_norm=[0.5])
+    measure = ("loss", "test", "norms", "margins", *probe)
+    with pytest.warns(RuntimeWarning, match=r"1 of 2 networks diverged .* member 1 at step \d+"):
+        runs = train(
+            small(),
+            mlp((8,), norm="bn"),
+            sgd(epochs=60),
+            grid=grid,
+            measure=measure,
+            measure_every=20,
+            engine=engine,
+        )
+    assert runs.history.groupby("member")["status"].last().tolist() == ["ok", "diverged"]
+    assert runs.history["rho"].notna().tolist() == (runs.history["status"] == "ok").tolist()
+
+
 def test_the_step_of_divergence_is_that_of_the_loss() -> None:
     with pytest.warns(RuntimeWarning, match="diverged"):
         runs = train(small(), mlp((8,)), sgd(lr=1e4, epochs=60), measure_every=1)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..networks.calibration import calibrate
 from ..networks.folding import folded_weights
-from ..networks.layers import Layer
+from ..networks.layers import BatchNorm, Layer
 from ..networks.models import Architecture, Net
 from .ensemble import Ensemble, widths
 from .optim import mean_loss
@@ -100,14 +100,23 @@ def _measure_one(
     f_test = f.new_empty(1, 0, f.shape[2])
     if "test" in names and len(x_test):
         f_test = torch.cat([net(part) for part in torch.split(x_test, _CHUNK)]).view(1, len(x_test), -1)
-    folded = [w.unsqueeze(0) for w in folded_weights(net)]
+    finite = _is_finite(net, f)
+    if finite:
+        folded = [w.unsqueeze(0) for w in folded_weights(net)]
+    else:  # a network that has diverged under BN cannot be folded
+        f, folded = f * torch.nan, [f.new_full((1, 1, 1), torch.nan, dtype=torch.float64) for _ in net.layers]
     columns = _summary(ensemble, slice(member, member + 1), (f, f_test), (y, y_test), folded, names)
-    finite = bool(f.isfinite().all())
     if "collapse" in names:
         columns |= _collapse(net, x, y, finite)
-    for function in functions:
+    for function in functions if finite else ():
         columns |= {k: f.new_tensor([float(v)], dtype=torch.float64) for k, v in function(net).items()}
     return columns
+
+
+def _is_finite(net: Net, f: Tensor) -> bool:
+    """Whether the outputs are, and the statistics behind them: an infinite variance makes outputs of 0."""
+    statistics = [part for bn in net.norms if isinstance(bn, BatchNorm) for part in (bn.mean, bn.var)]
+    return all(bool(part.isfinite().all()) for part in (f, *statistics))
 
 
 def _summary(
