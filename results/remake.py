@@ -40,11 +40,13 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
             "init_norms": [1], "seeds": [0, 1, 2],
         },
         "collapse": {
-            "n": None, "n_test": None, "epochs": 350, "widths": [64, 128, 256, 512], "batch": 128, "seeds": [0],
+            "n": None, "n_test": None, "epochs": 350, "widths": [64, 128, 256, 512], "batch": 128,
+            "decay": 5e-4 / 2, "seeds": [0],
         },
     },
-    # A quarter of the images, of the batch and of the learning rate, and four times the weight decay: as many steps
-    # in an epoch, and the same product of learning rate and weight decay, as at full size.
+    # Binary: a quarter of the images, of the batch and of the learning rate, and four times the weight decay: as many steps
+    # in an epoch, and the same product of learning rate and weight decay, as at full size.  Ten classes: a hundredth
+    # of the steps, and ten times the weight decay.
     "cpu": {
         "binary": {
             "n": 2500, "epochs": 60, "batch": 32, "lr": 0.0025, "decay": 4 * LAMBDA,
@@ -55,7 +57,8 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
             "init_norms": [1], "seeds": [0, 1],
         },
         "collapse": {
-            "n": 1000, "n_test": 1000, "epochs": 60, "widths": [16, 32, 64, 128], "batch": 50, "seeds": [0],
+            "n": 1000, "n_test": 1000, "epochs": 60, "widths": [16, 32, 64, 128], "batch": 50,
+            "decay": 10 * 5e-4 / 2, "seeds": [0],
         },
     },
 }
@@ -102,7 +105,7 @@ def collapse_job(
     data = nc.data("cifar10", n=n, n_test=n_test, standardise=True, unit_norm=False, verify=False)
     arch = nc.resnet18(widths=tuple(widths))
     steps = ((epochs // 3, 0.1), (2 * epochs // 3, 0.01))
-    opt = nc.sgd(lr=0.05, momentum=0.9, batch=batch, epochs=epochs, schedule=steps, reduction="sum")
+    opt = nc.sgd(lr=0.05, momentum=0.9, batch=batch, epochs=epochs, schedule=steps)
     grid = {"seed": seeds, "init_norm": [he_norms(arch, data)], "weight_decay": [weight_decay]}
     measure = ("loss", "test", "norms", "collapse")
     return rows(nc.train(data, arch, opt, grid=grid, measure_every=measured(epochs), measure=measure), "bn")
@@ -129,9 +132,9 @@ def rows(runs: nc.Runs, norm: str) -> list[dict[str, Any]]:
 
 def jobs(part: str, size: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
     """What a part calls, and with what."""
-    if part == "collapse":
-        return collapse_job, [{"weight_decay": decay, **size} for decay in (5e-4 / 2, 0.0)]
     fixed = {key: value for key, value in size.items() if key != "decay"}
+    if part == "collapse":
+        return collapse_job, [{"weight_decay": decay, **fixed} for decay in (size["decay"], 0.0)]
     if part == "labels":
         return binary_job, [
             {"norm": "bn", "weight_decay": size["decay"], "noise": noise, **fixed} for noise in NOISE
@@ -161,7 +164,8 @@ def make(part: str, size_name: str, executor: Any) -> None:
     before = float(clock.read_text()) if clock.exists() else 0.0
     seconds = before + time.monotonic() - began
     clock.write_text(str(seconds))
-    table = table.drop(columns=[*SIZES[size_name][part], "rho_1", "rho_2", "rho_3", "rho_4"], errors="ignore")
+    layers = [column for column in table if column.startswith("rho_") and column != "rho_published"]
+    table = table.drop(columns=[*SIZES[size_name][part], *layers], errors="ignore")
     nc.save_result(name_of(part, size_name), table, config(part, size_name), seconds=seconds)
     print(f"{name_of(part, size_name)}: {len(table)} rows, {seconds / 60:.0f} min in all", flush=True)
 
