@@ -189,13 +189,20 @@ def _inline(node: nodes.Element) -> str:
     for child in node.findall():
         if isinstance(child, nodes.math):
             parts.append(_typeset(child.astext()))
-        elif isinstance(child, nodes.Text) and not _inside_math(child):
+        elif isinstance(child, nodes.Text) and not _inside_other(child):
             parts.append(escape(child.astext(), quote=False))
-    return "".join(parts)
+    # The number of an equation or theorem is not known yet where a page is read; the row itself has the link.
+    return re.sub(r"\s*,\s*(?=,|$)", "", "".join(parts)).strip()
 
 
-def _inside_math(text: nodes.Text) -> bool:
-    return isinstance(text.parent, nodes.math)
+def _inside_other(text: nodes.Text) -> bool:
+    """Whether a text is a formula, or a reference that is still to be resolved."""
+    node: nodes.Node | None = text.parent
+    while node is not None and not isinstance(node, nodes.entry):
+        if isinstance(node, nodes.math | addnodes.pending_xref):
+            return True
+        node = node.parent
+    return False
 
 
 # --- figures --------------------------------------------------------------------------------------

@@ -44,9 +44,9 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
             "decay": 5e-4 / 2, "seeds": [0],
         },
     },
-    # Binary: a quarter of the images, of the batch and of the learning rate, and four times the weight decay: as many steps
-    # in an epoch, and the same product of learning rate and weight decay, as at full size.  Ten classes: a hundredth
-    # of the steps, and ten times the weight decay.
+    # Binary: a quarter of the images, of the batch and of the learning rate, and four times the weight decay: as
+    # many steps in an epoch, and the same product of learning rate and weight decay, as at full size.  Ten classes:
+    # a hundredth of the steps, and ten times the weight decay.
     "cpu": {
         "binary": {
             "n": 2500, "epochs": 60, "batch": 32, "lr": 0.0025, "decay": 4 * LAMBDA,

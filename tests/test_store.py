@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from nclib.store import config_hash, result, save_result
+from nclib import claims
+from nclib.store import Result, config_hash, result, save_result
 
 FRAME = pd.DataFrame({"epoch": [0, 1], "rho": [1.0, 1 / 3], "norm": ["bn", "none"]})
 CONFIG = {"seeds": [0, 1], "lr": 0.01}
@@ -75,3 +76,19 @@ def test_every_result_of_the_book_is_in_order(table: Path) -> None:
 def test_every_manifest_has_its_table() -> None:
     for manifest in (ROOT / "results").glob("*.json"):
         assert manifest.with_suffix(".csv").exists(), manifest.name
+
+
+def test_of_several_names_the_first_that_is_there(kept: Path) -> None:
+    assert result("trial_full", "trial", folder=kept).manifest["name"] == "trial"
+    with pytest.raises(FileNotFoundError, match=r"^a\.csv or b\.csv: no such result; `make full` computes"):
+        result("a", "b", folder=kept)
+    with pytest.raises(TypeError, match="result needs the name of one"):
+        result(folder=kept)
+
+
+def test_a_claim_from_a_stored_result_says_on_what_it_was_computed(kept: Path) -> None:
+    stored = result("trial", folder=kept)
+    claims.claim("thm-example", "one is one", predicted=1, measured=1, rtol=0, source=stored)
+    record = claims.claims()[-1]
+    assert (record["scale"], record["device"]) == (stored.scale, stored.device)
+    assert Result(stored.frame, {**stored.manifest, "config": {"size": "cpu"}}).scale == "cpu part"
