@@ -226,9 +226,11 @@ def borrowed(app: Sphinx, shown: page_parts.Shown, label: str) -> list[nodes.Nod
 def page_facts(app: Sphinx, docname: str) -> dict[str, str]:
     """What is known of a chapter's execution, by name; what is not known is left out."""
     page, done = ledger.ledger(app.env).pages[docname], execution(app.env, docname)
-    first = page.records[0] if page.records else {}
+    scale = os.environ.get("NCLIB_SCALE") or "quick"
+    here = [record for record in page.records if record["scale"] == scale]  # others are of stored results
+    first = (here or page.records or [{}])[0]
     facts = {
-        "scale": first.get("scale") or os.environ.get("NCLIB_SCALE") or "quick",
+        "scale": first.get("scale") or scale,
         "device": first.get("device", ""),
         "base seed": str(first.get("base_seed", "")),
         "executed in": provenance.seconds(done["runtime"]) if done.get("runtime") else "",
