@@ -36,6 +36,7 @@ article { break-before: page; }
 .nc-cover img { width: 40mm; margin: 0 auto 12mm; }
 .nc-cover h1 { font-size: 30pt; }
 .nc-contents ol { list-style: none; padding: 0; }
+.bd-article h1 { font-size: 20pt; white-space: nowrap; } /* the outline runs words of two lines together */
 h1, h2, h3, figcaption, .admonition-title { break-after: avoid; }
 figure, .proof.admonition, tr, mjx-container { break-inside: avoid; }
 .bd-article pre, .bd-article code { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 7.6pt; }

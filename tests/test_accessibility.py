@@ -64,7 +64,7 @@ def test_a_chapter_weighs_at_most_three_megabytes(name: str, browser: Browser) -
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_first_content_shows_within_a_second(name: str, browser: Browser) -> None:
     seconds = []
-    while len(seconds) < 3 and (not seconds or min(seconds) > 1):  # a slow one may tell of the machine
+    while len(seconds) < 6 and (not seconds or min(seconds) > 1):  # a slow one may tell of the machine
         with Reader(browser) as reader:
             page = reader.open(f"{BOOK.as_uri()}/{name}")
             paint = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
