@@ -342,7 +342,8 @@ SEARCH_FROM_DISK = (
 #: What scrolls sideways must be within reach of the keyboard; which formula does depends on the window.
 SCROLL_BY_KEY = """
 function reachByKey() {
-  document.querySelectorAll('mjx-container[display="true"], .cell_output, .pst-scrollable-table-container')
+  var boxes = 'mjx-container[display="true"], .cell_output, .pst-scrollable-table-container, .highlight pre';
+  document.querySelectorAll(boxes)
     .forEach(function (box) {
       if (box.scrollWidth > box.clientWidth) { box.tabIndex = 0; }
       else if (box.getAttribute('tabindex') === '0') { box.removeAttribute('tabindex'); }
@@ -353,6 +354,7 @@ window.addEventListener('load', function () {
   ready.then(reachByKey);
   window.addEventListener('resize', reachByKey);
   document.addEventListener('toggle', reachByKey, true);
+  document.addEventListener('click', function () { setTimeout(reachByKey, 50); });
 });
 """
 
