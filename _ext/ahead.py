@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import nbformat
+import notebooks
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 from jupyter_cache.cache.main import JupyterCacheBase
@@ -50,8 +51,8 @@ def execute(sources: list[Path], folder: Path, timeout: int) -> None:
     found = {source: read(source) for source in sources}
     waiting = {source: nb for source, nb in found.items() if nb is not None and not is_cached(cache, nb)}
     # Chapters share the cores, and their matrices are small: one thread each is faster than fighting for all cores.
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
+    for name, value in notebooks.ONE_THREAD.items():
+        os.environ.setdefault(name, value)
     if jobs() < 2 or len(waiting) < 2:
         return
 

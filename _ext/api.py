@@ -29,7 +29,6 @@ _SECTION = re.compile(r"^(Parameters|Returns|Raises|Attributes|Yields)$")
 _DISPLAY = re.compile(r"\$\$(.+?)\$\$", re.DOTALL)
 _INLINE = re.compile(r"(?<!\\)\$(.+?)\$", re.DOTALL)
 _NAME = re.compile(r"(?P<role>:[\w:]+:`[^`]+`)|`(?P<name>[^`]+)`")
-_CHAPTER = re.compile(r"\bChapters? (\d)\b")
 _CALL = re.compile(r'<span class="n">nc</span><span class="o">\.</span><span class="n">(\w+)</span>')
 
 

@@ -54,7 +54,7 @@ def run(source: Path, seed: int, folder: Path, timeout: int = 1800) -> Outcome:
     made = notebooks.notebook(source.read_text("utf-8"))
     made.cells.insert(0, nbformat.v4.new_code_cell(_COUNT_FAILURES))
     surroundings = {**os.environ, "NCLIB_SEED": str(seed), "NCLIB_CLAIMS": str(folder / str(seed))}
-    surroundings |= {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    surroundings |= notebooks.ONE_THREAD
     client = NotebookClient(
         made, timeout=timeout, allow_errors=True, kernel_name="python3",
         resources={"metadata": {"path": str(source.parent)}},

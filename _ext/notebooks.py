@@ -21,6 +21,9 @@ from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parent.parent
 
+#: Environment of a chapter that shares the cores with others: its matrices are small.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
 #: What of a notebook's metadata is kept, as in pyproject.toml.
 KEPT_METADATA = ("accelerator", "colab", "execution", "jupytext", "kernelspec")
 

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import reader_aids
 import yaml
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -57,9 +58,7 @@ def citation(root: Path) -> dict[str, Any]:
 def description(tree: nodes.document) -> str:
     """The beginning of a page's first paragraph, without its formulas."""
     for paragraph in tree.findall(nodes.paragraph):
-        parts = [t.astext() for t in paragraph.findall(nodes.Text) if not isinstance(t.parent, nodes.math)]
-        text = re.sub(r"<[^>]+>", "", " ".join("".join(parts).split()))
-        text = re.sub(r"\s+([,.;:])", r"\1", text)
+        text = re.sub(r"<[^>]+>", "", reader_aids.words(paragraph))
         if len(text.split()) >= 8:
             return text if len(text) <= _SHORT else text[:_SHORT].rsplit(" ", 1)[0] + " …"
     return ""

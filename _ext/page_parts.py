@@ -162,7 +162,6 @@ def _values(name: str, records: list[Record]) -> list[str]:
 
 def scoreboard(shown: Shown) -> list[nodes.Node]:
     """Every claim of the book in one table, grouped by chapter."""
-    head = "".join(f'<th scope="col">{title}</th>' for title in COLUMNS)
     bodies, seen = [], set[str]()
     for docname in shown.pages:
         rows = []
@@ -173,12 +172,8 @@ def scoreboard(shown: Shown) -> list[nodes.Node]:
         if rows:
             group = f'<th scope="rowgroup" colspan="{len(COLUMNS)}">{escape(shown.chapter_title(docname))}</th>'
             bodies.append(f'<tbody><tr class="nc-group">{group}</tr>{"".join(rows)}</tbody>')
-    table = (
-        '<div class="nc-claims-box nc-scoreboard" tabindex="0" role="region" aria-label="Scoreboard">'
-        '<table class="nc-claims"><caption>Every claim that this build checked</caption>'
-        f"<thead><tr>{head}</tr></thead>{''.join(bodies)}</table></div>"
-    )
-    return [raw(summary(shown) + table)]
+    caption = "<caption>Every claim that this build checked</caption>"
+    return [raw(summary(shown) + _table("".join(bodies), "Scoreboard", caption))]
 
 
 def verdict_of(shown: Shown, label: str) -> list[nodes.Node]:
@@ -187,16 +182,22 @@ def verdict_of(shown: Shown, label: str) -> list[nodes.Node]:
     kind, words = verdict(records)
     title = title_html(theorem) if theorem else ""
     rows = "".join(_row(shown, record, "") for record in records)
-    head = "".join(f'<th scope="col">{title}</th>' for title in COLUMNS)
-    named = f'role="region" aria-label="Claims on {escape(label)}"'
-    box = f'<div class="nc-claims-box nc-scoreboard" tabindex="0" {named}>'
     heading = (
         f'<p class="nc-verdict-head">{shown.theorem_link(label)} <span>{title}</span> '
         f'<span class="nc-badge {kind}">{words}</span></p>'
     )
-    table = f'<table class="nc-claims"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-    folded = f"<summary>The claims, with their numbers</summary>{box}{table}</div>"
+    table = _table(f"<tbody>{rows}</tbody>", f"Claims on {label}")
+    folded = f"<summary>The claims, with their numbers</summary>{table}"
     return [raw(f'{heading}<details class="nc-evidence">{folded}</details>')]
+
+
+def _table(bodies: str, name: str, caption: str = "") -> str:
+    """Claims in a box that scrolls by keyboard, with a name for screen readers."""
+    head = "".join(f'<th scope="col">{title}</th>' for title in COLUMNS)
+    return (
+        f'<div class="nc-claims-box nc-scoreboard" tabindex="0" role="region" aria-label="{escape(name)}">'
+        f'<table class="nc-claims">{caption}<thead><tr>{head}</tr></thead>{bodies}</table></div>'
+    )
 
 
 def _row(shown: Shown, record: Record, anchor: str) -> str:

@@ -51,6 +51,10 @@ img { max-height: 95mm; }
 """
 
 
+#: Options with which Chromium asks nothing of the network of its own accord.
+QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
 def pages() -> list[str]:
     """Names of the pages in reading order, without ending."""
     toc = yaml.safe_load((notebooks.ROOT / "_toc.yml").read_text("utf-8"))
@@ -150,9 +154,8 @@ def write(target: Path = TARGET) -> Path:
     source = notebooks.ROOT / "_build" / "print.html"
     source.write_text(joined(), "utf-8")
     footer = '<div style="width:100%;text-align:center;font-size:8px"><span class="pageNumber"></span></div>'
-    quiet = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=quiet)
+        browser = playwright.chromium.launch(executable_path=chromium(), args=QUIET)
         page = browser.new_page(color_scheme="light")
         page.goto(source.as_uri(), wait_until="load")
         page.evaluate("() => window.MathJax?.startup?.promise")

@@ -61,14 +61,15 @@ def meanings(app: Sphinx) -> dict[str, tuple[str, str]]:
     return found
 
 
+def words(node: nodes.Element) -> str:
+    """A node's text without its formulas, and without the gaps that they leave."""
+    parts = [text.astext() for text in node.findall(nodes.Text) if not isinstance(text.parent, nodes.math)]
+    return re.sub(r"\s+([,.;:])", r"\1", " ".join("".join(parts).split()))
+
+
 def plain(node: nodes.Element) -> str:
-    """Text for a place that cannot hold mathematics: formulas are left out."""
-    parts = []
-    for child in node.findall(nodes.Text):
-        parts.append("" if isinstance(child.parent, nodes.math) else child.astext())
-    text = " ".join("".join(parts).split())
-    text = re.sub(r"\s+([,.;:])", r"\1", text)
-    return re.sub(r"[,:;]+([,.;:])", r"\1", text)
+    """Text for a place that cannot hold mathematics: of the marks around a formula one is left."""
+    return re.sub(r"[,:;]+([,.;:])", r"\1", words(node))
 
 
 def link_words(app: Sphinx, doctree: nodes.document, docname: str) -> None:
@@ -129,13 +130,13 @@ def symbol_rows(app: Sphinx, chapter: int) -> list[tuple[str, list[str], nodes.e
     """The rows that hold in a chapter, its own first: anchor, symbols as LaTeX, and the cell with their meaning."""
     if NOTATION not in app.env.found_docs:
         return []
-    found = []
+    own, common = list[tuple[str, list[str], nodes.entry]](), list[tuple[str, list[str], nodes.entry]]()
     for anchor, owner, row in table_rows(app.env.get_doctree(NOTATION)):
         if owner in (0, chapter):
             cells = [cell for cell in row.children if isinstance(cell, nodes.entry)]
             latex = [math.astext() for math in cells[0].findall(nodes.math)]
-            found.append((owner == 0, anchor, latex, cells[-1]))
-    return [row for _, *row in sorted(found, key=lambda row: row[0])]  # type: ignore[misc]
+            (own if owner else common).append((anchor, latex, cells[-1]))
+    return own + common
 
 
 def name_rows(doctree: nodes.document) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pdf
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
@@ -45,12 +45,11 @@ def built_book() -> None:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Chromium, which asks nothing of the network of its own accord; tests with it share one `xdist_group`."""
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    program = pdf.chromium()
     if program is None:
         missing("there is no Chromium on this machine")
-    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", *quiet])
+        opened = playwright.chromium.launch(executable_path=program, args=pdf.QUIET)
         yield opened
         opened.close()
 

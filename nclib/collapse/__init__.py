@@ -13,17 +13,9 @@ import torch
 from torch import Tensor
 
 from .formulas import Geometry, duality, spread, squared_distances
-from .inputs import (
-    Array,
-    Classifier,
-    checked_classifier,
-    checked_features,
-    checked_labels,
-    require_every_class,
-    require_finite,
-)
+from .inputs import Array, Classifier, checked
 from .least_squares import Regression, Sample, krylov_mse_split, mse_split
-from .scatter import CentredRows, class_means
+from .scatter import CentredRows
 from .statistics import CollapseStatistics
 from .views import SimplexView, simplex_view
 
@@ -115,14 +107,8 @@ def collapse(
     >>> {key: round(value, 3) for key, value in found.items() if "nc2" not in key}
     {'nc1': 0.0, 'nc1_quotient': 0.01, 'cdnv': 0.003}
     """
-    rows = checked_features(features)
-    # Two even for a weight of one row, so that the error is about the weight.
-    numbers, classes = checked_labels(labels, rows, None if weight is None else max(2, len(weight)))
-    classifier = checked_classifier(weight, bias, classes, rows)
-    counts = torch.bincount(numbers, minlength=classes).double()
-    require_every_class(counts)
-    means = class_means(rows, numbers, counts)
-    require_finite(means, "features")
+    given = checked(features, labels, weight, bias)
+    rows, numbers, counts, means, classifier = given.rows, given.labels, given.counts, given.means, given.classifier
 
     scale = float((means - means.mean(0)).square().mean().sqrt())
     if rows.dtype != torch.float64 and not rows.is_cuda and _FLOAT32_SPREAD[0] < scale < _FLOAT32_SPREAD[1]:

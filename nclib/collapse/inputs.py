@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .scatter import class_means
+
 Array = Tensor | np.ndarray[Any, Any]
 
 
@@ -24,6 +26,30 @@ class Classifier:
         """W p + b for the rows p of ``points``, shape (K, n)."""
         logits = self.weight @ points.T
         return logits if self.bias is None else logits + self.bias[:, None]
+
+
+@dataclass(frozen=True)
+class Given:
+    """Features (N, d), labels (N,), sizes (K,) and means (K, d) of the classes, and a last layer or None."""
+
+    rows: Tensor
+    labels: Tensor
+    counts: Tensor
+    means: Tensor
+    classifier: Classifier | None
+
+
+def checked(features: Array, labels: Array, weight: Array | None, bias: Array | None = None) -> Given:
+    """Everything checked: every class is there, and its mean is finite."""
+    rows = checked_features(features)
+    # Two even for a weight of one row, so that the error is about the weight.
+    numbers, classes = checked_labels(labels, rows, None if weight is None else max(2, len(weight)))
+    classifier = checked_classifier(weight, bias, classes, rows)
+    counts = torch.bincount(numbers, minlength=classes).double()
+    require_every_class(counts)
+    means = class_means(rows, numbers, counts)
+    require_finite(means, "features")
+    return Given(rows, numbers, counts, means, classifier)
 
 
 def checked_features(features: Array) -> Tensor:

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .inputs import Array, checked_classifier, checked_features, checked_labels, require_every_class, require_finite
-from .scatter import class_means
+from .inputs import Array, checked
 
 
 class SimplexView(NamedTuple):
@@ -68,13 +67,8 @@ def simplex_view(features: Array, labels: Array, weight: Array | None = None) ->
     -----
     What is left out of the picture is the spread outside the space of the means. Chapter 6.
     """
-    rows = checked_features(features)
-    numbers, classes = checked_labels(labels, rows, None if weight is None else max(2, len(weight)))
-    classifier = checked_classifier(weight, None, classes, rows)
-    counts = torch.bincount(numbers, minlength=classes).double()
-    require_every_class(counts)
-    means = class_means(rows, numbers, counts)
-    require_finite(means, "features")
+    given = checked(features, labels, weight)
+    means, classifier, classes = given.means, given.classifier, len(given.counts)
     if means.shape[1] < classes - 1:
         raise ValueError(
             f"features has {means.shape[1]} columns: {classes} class means span {classes - 1} dimensions; "
@@ -97,7 +91,7 @@ def simplex_view(features: Array, labels: Array, weight: Array | None = None) ->
         turned = (classifier.weight - classifier.weight.mean(0)) @ axes
         length = turned.square().sum(1).mean().sqrt()
         pointed = (turned / length.clamp(min=torch.finfo(length.dtype).tiny)).numpy(force=True)
-    return SimplexView(seen(rows.double() - origin, size), seen(centred, size), pointed)
+    return SimplexView(seen(given.rows.double() - origin, size), seen(centred, size), pointed)
 
 
 def _reference(classes: int) -> torch.Tensor:
