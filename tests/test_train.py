@@ -6,11 +6,13 @@ import dataclasses
 import io
 import itertools
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -389,6 +391,19 @@ def test_resnet_has_norms_but_no_rho() -> None:
     assert "rho" not in runs.history
     with pytest.raises(ValueError, match="measure='margins': ResNet18 has no rho"):
         train(images(), resnet18(widths=(4,)), sgd(epochs=1), measure="margins")
+
+
+def test_thin_projections_do_not_corrupt_memory(tmp_path: Path) -> None:
+    code = """
+import torch, nclib as nc
+x = torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+points = nc.Data("noise", tuple("abc"), x, torch.arange(20) % 3, x[:2], torch.arange(2))
+runs = nc.train(points, nc.resnet18(widths=(4,) * 4), nc.sgd(batch=10, epochs=20), progress=False)
+print(runs.final.loss[0])
+"""
+    done = python("-c", code, cwd=tmp_path, NCLIB_RUNS="")
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert float(done.stdout.split()[-1]) < 2
 
 
 def test_snapshots_give_the_networks_of_every_measurement() -> None:

@@ -29,6 +29,7 @@ from .stacked import can_stack
 __all__ = ["Session"]
 
 _PACE = 1.0  # seconds between two looks at the clock
+_ONE_DNN_BLOCK = 16  # channels, at most: 8 with AVX2
 
 
 class Chunk(NamedTuple):
@@ -59,10 +60,21 @@ class Session:
         opt.decays(arch)  # raises where the two do not fit
         self.batch, self.steps_per_epoch = _batches(opt, arch, len(data.x))
         self.state = self._start()
-        channels_last = self.engine == "loop" and data.x.dim() == 4  # a quarter faster on a CPU
-        self.x = data.x.contiguous(memory_format=torch.channels_last) if channels_last else data.x
+        self.x = data.x
+        if self.engine == "loop" and data.x.dim() == 4 and self._bears_channels_last():  # a quarter faster on a CPU
+            self.x = data.x.contiguous(memory_format=torch.channels_last)
         self.y = self._targets()
         self.y_test = targets(data.labels_test, self.outputs, len(data.classes), data.x.dtype)
+
+    def _bears_channels_last(self) -> bool:
+        """Whether no layer is a strided 1×1 convolution of fewer channels than oneDNN takes at a time.
+
+        With samples channels-last, oneDNN computes that layer's gradient beyond the end of its room (PyTorch
+        2.13: wrong numbers, or a crash).
+        """
+        shapes = self.arch.shapes(self.data.input_shape, self.outputs)
+        thin = [s for s in shapes if s.stride > 1 and s.weight[2:] == (1, 1) and s.weight[1] < _ONE_DNN_BLOCK]
+        return not thin
 
     def _start(self) -> State:
         """Every member as its own seed makes it."""
