@@ -5,8 +5,9 @@ Every part is a list of independent jobs; each job is one call of `nclib.train`.
 given again at any time.  With ``--jobs N`` the jobs go to N processes, with ``--dask ADDRESS`` to the workers of a
 Dask cluster, which share this folder.
 
-Two sizes: ``full`` is the experiment as published, for a GPU; ``cpu`` is the part of it that two cores do in some
-hours.  They differ in numbers only.
+Three sizes: ``full`` is the experiment as published, for a GPU; ``cpu`` is the part of it that two cores do in some
+hours; ``check`` means nothing and is over in a minute, to see that all works here before the long run begins
+(``--size check --folder check``).  They differ in numbers only.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import nclib as nc  # noqa: E402
 #: What `torch.optim.SGD(weight_decay=0.01)` of the published experiment is in this book's convention, λ‖W‖².
 LAMBDA = 0.01 / 2
 
-#: Both sizes, part by part.  Each job trains all initial norms and seeds of its part.
+#: The sizes, part by part.  Each job trains all initial norms and seeds of its part.
 # fmt: off
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "full": {
@@ -41,7 +42,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "collapse": {
             "n": None, "n_test": None, "epochs": 350, "widths": [64, 128, 256, 512], "batch": 128,
-            "decay": 5e-4 / 2, "seeds": [0],
+            "decay": 5e-4 / 2, "seeds": [0], "precision": "tf32",
         },
     },
     # Binary: a quarter of the images, of the batch and of the learning rate, and four times the weight decay: as
@@ -59,6 +60,18 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
         "collapse": {
             "n": 1000, "n_test": 1000, "epochs": 60, "widths": [16, 32, 64, 128], "batch": 50,
             "decay": 10 * 5e-4 / 2, "seeds": [0],
+        },
+    },
+    "check": {
+        "binary": {
+            "n": 40, "epochs": 2, "batch": 10, "lr": 0.001, "decay": LAMBDA, "init_norms": [1, 3], "seeds": [0, 1],
+        },
+        "labels": {
+            "n": 40, "epochs": 2, "batch": 10, "lr": 0.001, "decay": LAMBDA, "init_norms": [1], "seeds": [0, 1],
+        },
+        "collapse": {
+            "n": 80, "n_test": 20, "epochs": 3, "widths": [4, 4, 4, 4], "batch": 20,
+            "decay": 5e-4 / 2, "seeds": [0],
         },
     },
 }
@@ -100,12 +113,13 @@ def collapse_job(
     widths: list[int],
     batch: int,
     seeds: list[int],
+    precision: str = "float32",
 ) -> list[dict[str, Any]]:
     """ResNet-18 on all ten classes, to terminal collapse."""
     data = nc.data("cifar10", n=n, n_test=n_test, standardise=True, unit_norm=False, verify=False)
     arch = nc.resnet18(widths=tuple(widths))
     steps = ((epochs // 3, 0.1), (2 * epochs // 3, 0.01))
-    opt = nc.sgd(lr=0.05, momentum=0.9, batch=batch, epochs=epochs, schedule=steps)
+    opt = nc.sgd(0.05, momentum=0.9, batch=batch, epochs=epochs, schedule=steps, precision=precision)
     grid = {"seed": seeds, "init_norm": [he_norms(arch, data)], "weight_decay": [weight_decay]}
     measure = ("loss", "test", "norms", "collapse")
     return rows(nc.train(data, arch, opt, grid=grid, measure_every=measured(epochs), measure=measure), "bn")
@@ -155,18 +169,19 @@ def name_of(part: str, size_name: str) -> str:
     return f"{part}_{size_name}"
 
 
-def make(part: str, size_name: str, executor: Any) -> None:
+def make(part: str, size_name: str, executor: Any, folder: Path) -> None:
     """Compute one part, or what is missing of it, and write its table."""
     began = time.monotonic()
     function, calls = jobs(part, SIZES[size_name][part])
-    table = nc.sweep(function, calls, executor=executor, folder=HERE / ".jobs" / name_of(part, size_name))
-    clock = HERE / ".jobs" / name_of(part, size_name) / "seconds.txt"
+    finished = folder / ".jobs" / name_of(part, size_name)
+    table = nc.sweep(function, calls, executor=executor, folder=finished)
+    clock = finished / "seconds.txt"
     before = float(clock.read_text()) if clock.exists() else 0.0
     seconds = before + time.monotonic() - began
     clock.write_text(str(seconds))
     layers = [column for column in table if column.startswith("rho_") and column != "rho_published"]
     table = table.drop(columns=[*SIZES[size_name][part], *layers], errors="ignore")
-    nc.save_result(name_of(part, size_name), table, config(part, size_name), seconds=seconds)
+    nc.save_result(name_of(part, size_name), table, config(part, size_name), seconds=seconds, folder=folder)
     print(f"{name_of(part, size_name)}: {len(table)} rows, {seconds / 60:.0f} min in all", flush=True)
 
 
@@ -195,13 +210,17 @@ def main() -> int:
     parts = list(SIZES["full"])
     parser.add_argument("parts", nargs="*", choices=[[], *parts], metavar="part", help=f"of {', '.join(parts)}")
     parser.add_argument("--size", choices=SIZES, default="full")
+    parser.add_argument(
+        "--folder", type=Path, default=HERE, help="where to keep results (default: beside this script)"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default 1)")
     parser.add_argument("--dask", metavar="ADDRESS", help="address of a Dask scheduler")
     options = parser.parse_args()
-    os.environ.setdefault("NCLIB_RUNS", str(HERE / ".runs"))
+    folder = options.folder.resolve()
+    os.environ.setdefault("NCLIB_RUNS", str(folder / ".runs"))
     with executor_for(options) as executor:
         for part in options.parts or parts:
-            make(part, options.size, executor)
+            make(part, options.size, executor, folder)
     return 0
 
 

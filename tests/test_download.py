@@ -394,7 +394,7 @@ def cifar_files(each=4):
     files = {}
     for index, name in enumerate((*image_sets._BATCHES, image_sets._BATCH_TEST)):
         pixels = rng.integers(1, 256, (each, 3072), dtype=np.uint8)
-        labels = (np.arange(each, dtype=np.uint8) + each * index) % 10
+        labels = ((np.arange(each) + each * index) % 10).astype(np.uint8)
         files[name] = np.concatenate([labels[:, None], pixels], axis=1).tobytes()
     return files
 
