@@ -83,6 +83,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "load": os.getloadavg() if hasattr(os, "getloadavg") else None,
     }
 

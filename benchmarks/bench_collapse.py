@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.timing import cpu_seconds, race
 from nclib.collapse import CollapseStatistics, collapse
 
 ROWS, WIDTH, CLASSES, REPEATS = 60_000, 512, 10, 7
@@ -49,7 +47,9 @@ def rows() -> list[dict[str, Any]]:
 
 def _even_noise() -> list[dict[str, Any]]:
     features, labels, weight, bias = _problem()
-    seconds = _race(
+    seconds = race(
+        cpu_seconds,
+        REPEATS,
         baseline=lambda: plain_nc1(features, labels, CLASSES),
         everything=lambda: collapse(features, labels, weight, bias),
         features_only=lambda: collapse(features, labels),
@@ -65,7 +65,9 @@ def _even_noise() -> list[dict[str, Any]]:
 def _rectified() -> list[dict[str, Any]]:
     features, labels, weight, bias = _problem()
     features.relu_()
-    seconds = _race(
+    seconds = race(
+        cpu_seconds,
+        REPEATS,
         baseline=lambda: plain_nc1(features, labels, CLASSES),
         everything=lambda: collapse(features, labels, weight, bias),
     )
@@ -75,7 +77,9 @@ def _rectified() -> list[dict[str, Any]]:
 def _decaying_noise() -> list[dict[str, Any]]:
     turn = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(1))).Q
     features, labels, weight, bias = _problem(turn / torch.arange(1, WIDTH + 1)[:, None])
-    seconds = _race(
+    seconds = race(
+        cpu_seconds,
+        REPEATS,
         baseline=lambda: plain_nc1(features, labels, CLASSES),
         everything=lambda: collapse(features, labels, weight, bias),
         stream=lambda: _stream(features, labels).result(weight, bias),
@@ -118,17 +122,6 @@ def _stream(features: Tensor, labels: Tensor) -> CollapseStatistics:
     for start in range(0, len(labels), 1000):
         found.update(features[start : start + 1000], labels[start : start + 1000])
     return found
-
-
-def _race(**entrants: Callable[[], object]) -> dict[str, float]:
-    """Median CPU-seconds of each, taken in turn so that a busy machine slows all of them alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in entrants}
-    for _ in range(REPEATS + 1):
-        for name, run in entrants.items():
-            start = time.process_time()
-            run()
-            seconds[name].append(time.process_time() - start)
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
 def _row(name: str, ours: float, baseline: float, note: str, *, goal: float | None = None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.timing import cpu_seconds, race, wall_seconds
 from nclib.data import Data, data
 from nclib.networks.models import Architecture, convnet, mlp
 from nclib.training.measure import measure
@@ -210,16 +211,8 @@ def _import() -> dict[str, Any]:
 
 
 def _race(*, wall: bool = False, **entrants: Callable[[], object]) -> dict[str, float]:
-    """Median seconds of each, taken in turn so that a busy machine slows all of them alike."""
-    clock = time.perf_counter if wall or torch.get_num_threads() > 1 else time.process_time
-    seconds: dict[str, list[float]] = {name: [] for name in entrants}
-    for repeat in range(REPEATS + 1):
-        for name, run in entrants.items():
-            start = clock()
-            run()
-            if repeat:  # the first is for warming up
-                seconds[name].append(clock() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    """Median seconds of each: wall time on several threads, CPU time on one."""
+    return race(wall_seconds if wall or torch.get_num_threads() > 1 else cpu_seconds, REPEATS, **entrants)
 
 
 def _row(

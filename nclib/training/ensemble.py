@@ -121,7 +121,7 @@ class Ensemble:
         self.steps_per_epoch = math.ceil(self.n / self.batch)
         self._rooms: dict[int, Activations] = {}
         # Capturing a graph costs some steps; a rate that never stays would ask for one an epoch.
-        self._graphed = x.is_cuda and engine != "loop" and opt.schedule != "cosine"
+        self._graphed = x.is_cuda and opt.schedule != "cosine"
         self._graphs: dict[tuple[int, float], tuple[Any, Tensor, Tensor]] = {}
 
     def _allocate(self, params: Mapping[str, Tensor], momenta: Mapping[str, Tensor]) -> None:

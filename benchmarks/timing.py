@@ -1,0 +1,46 @@
+"""Stopwatches, and races between ways to do the same thing."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+Run = Callable[[], object]
+
+
+def by_clock(clock: Callable[[], float]) -> Callable[[Run], float]:
+    """A stopwatch that reads this clock before and after: `time.process_time`, `time.perf_counter`."""
+
+    def seconds(run: Run) -> float:
+        start = clock()
+        run()
+        return clock() - start
+
+    return seconds
+
+
+cpu_seconds, wall_seconds = by_clock(time.process_time), by_clock(time.perf_counter)
+
+
+def cuda_seconds(run: Run) -> float:
+    """A stopwatch of CUDA events: time on the device, waiting for the host included."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    run()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def race(stopwatch: Callable[[Run], float], repeats: int, **entrants: Run) -> dict[str, float]:
+    """Median seconds of each, taken in turn so that a busy machine slows all of them alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in entrants}
+    for repeat in range(repeats + 1):
+        for name, run in entrants.items():
+            spent = stopwatch(run)
+            if repeat:  # the first is for warming up
+                seconds[name].append(spent)
+    return {name: statistics.median(values) for name, values in seconds.items()}
