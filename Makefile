@@ -55,7 +55,7 @@ test: install  ## Run the tests, then every chapter as a test
 
 drill: colab $(COLAB)/.installed  ## Run every self-contained notebook with the versions that Colab carries
 	@$(ONE_THREAD) COLAB_PYTHON=$(CURDIR)/$(COLAB)/bin/python \
-	  $(BIN)/python -m pytest tests/test_colab.py tests/test_colab_drill.py -n $(JOBS)
+	  $(BIN)/python -m pytest tests/test_colab.py tests/test_colab_drill.py -m drill -n $(JOBS) --dist=load
 
 # PyTorch comes in the version of the book's own environment: another one is gigabytes.
 $(COLAB)/.installed: tests/colab-versions.txt constraints.txt

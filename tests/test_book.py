@@ -17,7 +17,7 @@ import myst
 import notebooks
 import pytest
 from conftest import BOOK, ROOT
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, Request
 
 #: Every page that the theme dresses.
 PAGES = sorted(
@@ -29,7 +29,7 @@ CHAPTERS = [f"chapters/{path.stem}.html" for path in notebooks.chapters(ROOT)]
 
 WIDE = {"width": 1360, "height": 900}
 
-pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.usefixtures("built_book")]
+pytestmark = pytest.mark.usefixtures("built_book")
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -58,14 +58,22 @@ class Reader:
         self.context = browser.new_context(**options)
         self.page: Page = self.context.new_page()
         self.wrong: list[str] = []
+        self.weights: dict[str, int] = {}  # in bytes, of the files on this disk that the page asked for
         self.page.on("console", lambda m: self._note(f"console: {m.text}") if m.type == "error" else None)
         self.page.on("pageerror", lambda error: self._note(f"script: {error}"))
         self.page.on("requestfailed", lambda r: self._note(f"request failed: {r.url}"))
         self.page.on("response", lambda r: self._note(f"{r.status}: {r.url}") if r.status >= 400 else None)
         self.context.route("**/*", self._local_only)
 
+        self.page.on("request", self._weigh)
+
     def _note(self, what: str) -> None:
         self.wrong.append(what)
+
+    def _weigh(self, request: Request) -> None:
+        path = Path(unquote(urlsplit(request.url).path))
+        if path.is_file():
+            self.weights[path.relative_to(BOOK).as_posix()] = path.stat().st_size
 
     def _local_only(self, route: Any) -> None:
         address = urlsplit(route.request.url)
@@ -140,10 +148,18 @@ def test_page_loads_without_a_fault_from_a_server(sheet: Sheet) -> None:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_page_loads_without_a_fault_from_disk(name: str, browser: Browser) -> None:
+def test_page_loads_without_a_fault_from_disk_and_a_chapter_weighs_at_most_three_megabytes(
+    name: str, browser: Browser
+) -> None:
     with Reader(browser) as reader:
-        check_mathematics(name, reader.open(f"{BOOK.as_uri()}/{name}"))
+        page = reader.open(f"{BOOK.as_uri()}/{name}")
+        check_mathematics(name, page)
+        page.evaluate("window.scrollTo(0, document.body.scrollHeight)")  # pictures that wait to be seen
+        page.wait_for_timeout(200)
         assert reader.wrong == []
+        assert name in reader.weights
+        heaviest = sorted(reader.weights.items(), key=lambda item: -item[1])[:5]
+        assert name not in CHAPTERS or sum(reader.weights.values()) <= 3e6, heaviest
 
 
 def test_search_finds_margin(base: str, browser: Browser) -> None:

@@ -150,7 +150,7 @@ def claims(notebook: NotebookNode) -> list[dict[str, object]]:
     return [output["data"][MIME] for output in outputs if MIME in output.get("data", {})]
 
 
-@pytest.mark.xdist_group("colab")
+@pytest.mark.drill
 def test_bare_environment_has_no_nclib_and_no_network(bare: Bare, empty: Path) -> None:
     done = bare.run("import nclib", empty)
     assert "No module named 'nclib'" in done.stdout
@@ -162,6 +162,7 @@ def test_bare_environment_has_no_nclib_and_no_network(bare: Bare, empty: Path) -
     assert bare.run("import torch, numpy, matplotlib", empty).returncode == 0
 
 
+@pytest.mark.drill
 @pytest.mark.timeout(700)
 @pytest.mark.parametrize("source", EXECUTED, ids=lambda path: path.stem)
 def test_self_contained_notebook_runs_in_an_empty_folder(
@@ -237,7 +238,7 @@ def short(url: str) -> NotebookNode:
     return new_notebook(cells=[new_code_cell(notebooks.setup_source(url)), new_code_cell(claim)])
 
 
-@pytest.mark.xdist_group("colab")
+@pytest.mark.drill
 def test_set_up_clones_the_published_repository(bare: Bare, repository: str, empty: Path) -> None:
     executed, wrong = bare.execute(short(repository), empty)
     assert not wrong, wrong[-3000:]
@@ -250,7 +251,7 @@ def test_set_up_clones_the_published_repository(bare: Bare, repository: str, emp
     assert (empty / "small-norm" / "mark").exists()
 
 
-@pytest.mark.xdist_group("colab")
+@pytest.mark.drill
 def test_set_up_says_what_to_do_without_a_repository(bare: Bare, empty: Path) -> None:
     _, wrong = bare.execute(short(""), empty)
     assert "set repository.url in _config.yml and run `make sync`" in wrong

@@ -69,6 +69,7 @@ def history(executed: NotebookNode) -> str:
     return str(executed.cells[-1].outputs[-1]["text"])
 
 
+@pytest.mark.drill
 @pytest.mark.timeout(600)
 def test_a_kernel_killed_in_training_resumes_and_ends_equal(bare: Bare, tmp_path: Path) -> None:
     epochs = 400

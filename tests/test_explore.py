@@ -121,8 +121,6 @@ def test_errors_say_what_to_write(message: str) -> None:
 
 # ---------------------------------------------------------------------------------------- in a browser
 
-in_browser = pytest.mark.xdist_group("browser")
-
 
 @pytest.fixture(scope="module")
 def page(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
@@ -140,7 +138,6 @@ def page(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     assert wrong == []
 
 
-@in_browser
 def test_the_page_integrates_the_flow_of_the_package(page: Page) -> None:
     run = flow(points(), (6, 4), weight_decay=DECAYS, rho0=NORMS, time=20, records=12, cooling=0)
     box = page.locator(".nc-explore").nth(0)
@@ -159,13 +156,11 @@ def test_the_page_integrates_the_flow_of_the_package(page: Page) -> None:
         np.testing.assert_allclose(found["margins"], margins, rtol=1e-8, atol=1e-12)
 
 
-@in_browser
 def test_the_picture_gives_way_to_the_drawing(page: Page) -> None:
     assert page.locator(".nc-static:visible").count() == 0
     assert page.locator(".nc-live:visible").count() == 3
 
 
-@in_browser
 def test_sliders_work_by_keyboard_and_say_what_they_show(page: Page) -> None:
     box = page.locator(".nc-explore").nth(1)
     assert box.locator(".nc-told").inner_text() == "ends at 4.5"
@@ -177,7 +172,6 @@ def test_sliders_work_by_keyboard_and_say_what_they_show(page: Page) -> None:
     assert label.endswith("ends at 7")
 
 
-@in_browser
 def test_a_replay_plays_pauses_and_begins_again(page: Page) -> None:
     box = page.locator(".nc-explore").nth(2)
     button, said = box.get_by_role("button"), box.locator(".nc-told")
@@ -195,7 +189,6 @@ def test_a_replay_plays_pauses_and_begins_again(page: Page) -> None:
     assert said.inner_text() == "begin"
 
 
-@in_browser
 def test_without_scripts_the_picture_stays(browser: Browser, page: Page) -> None:
     context = browser.new_context(java_script_enabled=False)
     plain = context.new_page()

@@ -367,8 +367,9 @@ def test_solution_decay_convention(namespace: dict[str, Any]) -> None:
 
 
 def test_solution_drop(namespace: dict[str, Any]) -> None:
-    right_after, end = solution("ex-drop", namespace)
+    right_after, after_720, end = solution("ex-drop", namespace)
     assert right_after == pytest.approx(0.1, rel=0.3)
+    assert after_720 == pytest.approx((1 + 9 * np.exp(-8 * 0.0004 * 720)) ** -0.5, rel=0.1)
     assert end == pytest.approx(10**-0.5, rel=0.03)
 
 

@@ -266,7 +266,6 @@ def test_errors_say_what_to_write(call, error, message):
 # --- a real Dask cluster
 
 
-@pytest.mark.xdist_group("dask")
 def test_dask_with_a_worker_killed_in_the_middle(tmp_path):
     distributed = pytest.importorskip("distributed", reason="the extra `sweeps`, Dask, is not installed")
     log, folder, victims = tmp_path / "log", tmp_path / "runs", []
