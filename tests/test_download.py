@@ -401,12 +401,12 @@ def cifar_files(each=4):
 
 def cifar_archive(files, folder="cifar-10-batches-bin"):
     stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
+    with tarfile.open(fileobj=stream, mode="w") as tar:
         for name, content in {"readme.html": b"<html>", **files}.items():
             member = tarfile.TarInfo(f"{folder}/{name}")
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    return stream.getvalue()
+    return gzip.compress(stream.getvalue(), mtime=0)  # the same bytes whenever it is made
 
 
 @pytest.fixture
