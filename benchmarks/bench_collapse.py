@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.timing import cpu_seconds, race
+from benchmarks.timing import cpu_seconds, race, row
 from nclib.collapse import CollapseStatistics, collapse
 
 ROWS, WIDTH, CLASSES, REPEATS = 60_000, 512, 10, 7
@@ -126,17 +126,8 @@ def _stream(features: Tensor, labels: Tensor) -> CollapseStatistics:
 
 def _row(name: str, ours: float, baseline: float, note: str, *, goal: float | None = None) -> dict[str, Any]:
     size = f"N={ROWS}, d={WIDTH}, K={CLASSES}, float32, CPU time"
-    return {
-        "name": name,
-        "ours_s": ours,
-        "baseline_s": baseline,
-        "ratio": baseline / ours,
-        "goal": goal,
-        "met": None if goal is None else baseline / ours >= goal,
-        "repeats": REPEATS,
-        "threads": 1,
-        "note": f"{size}; {note}" if note else size,
-    }
+    note = f"{size}; {note}" if note else size
+    return row(name, ours, baseline, note, repeats=REPEATS, threads=1, goal=goal)
 
 
 def _peak_mebibytes() -> float:

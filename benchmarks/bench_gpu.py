@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.timing import cpu_seconds, cuda_seconds, race
+from benchmarks.timing import cpu_seconds, cuda_seconds, race, row
 from nclib.data import Data
 from nclib.networks.models import Architecture, convnet, resnet18
 from nclib.training.ensemble import Ensemble
@@ -225,14 +225,5 @@ def _row(
     goal: float | None = None,
 ) -> dict[str, Any]:
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    return {
-        "name": name,
-        "ours_s": ours,
-        "baseline_s": baseline,
-        "ratio": baseline / ours,
-        "goal": goal,
-        "met": None if goal is None else baseline / ours >= goal,
-        "repeats": repeats,
-        "threads": torch.get_num_threads(),
-        "note": f"{card}; {note}",
-    }
+    threads = torch.get_num_threads()
+    return row(name, ours, baseline, f"{card}; {note}", repeats=repeats, threads=threads, goal=goal)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.timing import cpu_seconds, race, wall_seconds
+from benchmarks.timing import cpu_seconds, race, row, wall_seconds
 from nclib.data import Data, data
 from nclib.networks.models import Architecture, convnet, mlp
 from nclib.training.measure import measure
@@ -218,18 +218,9 @@ def _race(*, wall: bool = False, **entrants: Callable[[], object]) -> dict[str, 
 def _row(
     name: str, ours: float, baseline: float, note: str, goal: float | None = None, *, wall: bool = False
 ) -> dict[str, Any]:
-    ratio = baseline / ours
-    return {
-        "name": name,
-        "ours_s": ours,
-        "baseline_s": baseline,
-        "ratio": ratio,
-        "goal": goal,
-        "met": None if goal is None else ratio >= goal,
-        "repeats": REPEATS,
-        "threads": torch.get_num_threads(),
-        "note": f"{note}; {'wall' if wall or torch.get_num_threads() > 1 else 'CPU'} time",
-    }
+    threads = torch.get_num_threads()
+    note = f"{note}; {'wall' if wall or threads > 1 else 'CPU'} time"
+    return row(name, ours, baseline, note, repeats=REPEATS, threads=threads, goal=goal)
 
 
 @contextmanager

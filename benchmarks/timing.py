@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -44,3 +45,21 @@ def race(stopwatch: Callable[[Run], float], repeats: int, **entrants: Run) -> di
             if repeat:  # the first is for warming up
                 seconds[name].append(spent)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def row(
+    name: str, ours: float, baseline: float, note: str, *, repeats: int, threads: int, goal: float | None = None
+) -> dict[str, Any]:
+    """A row of the table; `goal` is the least ratio that is promised."""
+    ratio = baseline / ours
+    return {
+        "name": name,
+        "ours_s": ours,
+        "baseline_s": baseline,
+        "ratio": ratio,
+        "goal": goal,
+        "met": None if goal is None else ratio >= goal,
+        "repeats": repeats,
+        "threads": threads,
+        "note": note,
+    }
