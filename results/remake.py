@@ -7,7 +7,7 @@ Dask cluster, which share this folder.
 
 Three sizes: ``full`` is the experiment as published, for a GPU; ``cpu`` is the part of it that two cores do in some
 hours; ``check`` means nothing and is over in a minute, to see that all works here before the long run begins
-(``--size check --folder check``).  They differ in numbers only.
+(``--size check --folder _build/check``).  They differ in numbers only.
 """
 
 from __future__ import annotations
