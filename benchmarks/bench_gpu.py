@@ -5,7 +5,6 @@ Times are CUDA events, medians of several in turn.  The data are noise of CIFAR-
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -60,7 +59,7 @@ def _grid(device: torch.device, size: Size, repeats: int) -> Iterator[dict[str, 
     points, opt = _noise(size.images, 2, device), sgd(lr=0.01, momentum=0.9, batch=size.batch, epochs=10**6)
     settings = list(itertools.product(("bn", "none"), (LAMBDA, 0.0)))
     groups = [
-        _ensemble(points, convnet(size.widths, norm=norm), opt, size.starts, decay, "vmap")  # type: ignore[arg-type]
+        _ensemble(_session(points, convnet(size.widths, norm=norm), opt, size.starts, decay, "vmap"))  # type: ignore[arg-type]
         for norm, decay in settings
     ]
     eager = _eager_epoch(points, convnet(size.widths, norm="bn"), opt, device)
@@ -79,7 +78,7 @@ def _pieces(device: torch.device, size: Size, repeats: int) -> Iterator[dict[str
     arch, count = convnet(size.widths, norm="bn"), len(size.starts)
 
     def group(starts: Sequence[float]) -> Ensemble:
-        return _ensemble(points, arch, opt, starts, LAMBDA, "vmap")
+        return _ensemble(_session(points, arch, opt, starts, LAMBDA, "vmap"))
 
     graphed, plain, alone = group(size.starts), group(size.starts), [group([start]) for start in size.starts]
     plain._graphed = False
@@ -115,11 +114,11 @@ def _resnet(device: torch.device, size: Size, repeats: int) -> Iterator[dict[str
         ("float32", False, False), ("float32", True, False), ("float32", True, True),
         ("tf32", True, True), ("bf16", True, True),
     ):  # fmt: skip
-        one = _ensemble(points, arch, opt(precision), [1.0], LAMBDA / 20, "loop", last=last)
-        one._graphed = one._graphed and graphs
-        ways[f"{precision}{', channels-last' * last}{', graphs' * graphs}"] = _in_precision(one, precision)
-    one = _ensemble(points, arch, opt("tf32"), [1.0], LAMBDA / 20, "vmap")
-    ways["tf32, vmap, graphs"] = _in_precision(one, "tf32")
+        session = _session(points, arch, opt(precision), [1.0], LAMBDA / 20, "loop")
+        if not last:
+            session.x = session.x.contiguous()
+        ways[f"{precision}{', channels-last' * last}{', graphs' * graphs}"] = _epoch(session, graphs)
+    ways["tf32, vmap, graphs"] = _epoch(_session(points, arch, opt("tf32"), [1.0], LAMBDA / 20, "vmap"))
     seconds = _race(device, repeats, **ways)
     peaks = {name: _peak_mebibytes(device, run) for name, run in ways.items()}
     for name, spent in seconds.items():
@@ -141,46 +140,30 @@ def _noise(count: int, classes: int, device: torch.device) -> Data:
     return Data("noise", names, x, torch.arange(count) % classes, x[:2], torch.arange(2)).to(device)
 
 
-def _ensemble(
-    points: Data,
-    arch: Architecture,
-    opt: SGD,
-    starts: Sequence[float],
-    decay: float,
-    engine: str,
-    *,
-    last: bool = True,
-) -> Ensemble:
-    """The ensemble that `nclib.train` would train, before its first step; `last`: samples may lie channels-last."""
+def _session(
+    points: Data, arch: Architecture, opt: SGD, starts: Sequence[float], decay: float, engine: str
+) -> Session:
+    """What `nclib.train` would make of one network for each initial norm, before the first step."""
     fixed = {"lr": opt.lr, "momentum": opt.momentum, "weight_decay": decay, "noise": 0.0}
     members = [{"seed": seed, "init_norm": start, **fixed} for seed, start in enumerate(starts)]
-    session = Session(points, arch, opt, members, [opt.epochs], (), False, engine)
-    if not last:
-        session.x = session.x.contiguous()
-    return session.chunk(list(range(len(members)))).ensemble
+    return Session(points, arch, opt, members, [opt.epochs], (), False, engine)
 
 
-def _in_precision(ensemble: Ensemble, precision: str) -> Callable[[], object]:
-    """An epoch with TF32 allowed or not, as `nclib.train` has it."""
+def _ensemble(session: Session) -> Ensemble:
+    """All of a session's networks as one ensemble."""
+    return session.chunk(list(range(len(session.members)))).ensemble
+
+
+def _epoch(session: Session, graphs: bool = True) -> Callable[[], object]:
+    """An epoch under the session's own settings of precision."""
+    ensemble = _ensemble(session)
+    ensemble._graphed = ensemble._graphed and graphs
 
     def epoch() -> None:
-        with _tf32(precision == "tf32"):
+        with session._settings():
             ensemble.advance(0, 1)
 
     return epoch
-
-
-@contextlib.contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
-    switches = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [switch.allow_tf32 for switch in switches]
-    try:
-        for switch in switches:
-            switch.allow_tf32 = allowed
-        yield
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.allow_tf32 = value
 
 
 def _eager_epoch(points: Data, arch: Architecture, opt: SGD, device: torch.device) -> Callable[[], None]:

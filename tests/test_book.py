@@ -63,9 +63,8 @@ class Reader:
         self.page.on("pageerror", lambda error: self._note(f"script: {error}"))
         self.page.on("requestfailed", lambda r: self._note(f"request failed: {r.url}"))
         self.page.on("response", lambda r: self._note(f"{r.status}: {r.url}") if r.status >= 400 else None)
-        self.context.route("**/*", self._local_only)
-
         self.page.on("request", self._weigh)
+        self.context.route("**/*", self._local_only)
 
     def _note(self, what: str) -> None:
         self.wrong.append(what)
@@ -155,7 +154,7 @@ def test_page_loads_without_a_fault_from_disk_and_a_chapter_weighs_at_most_three
         page = reader.open(f"{BOOK.as_uri()}/{name}")
         check_mathematics(name, page)
         page.evaluate("window.scrollTo(0, document.body.scrollHeight)")  # pictures that wait to be seen
-        page.wait_for_timeout(200)
+        page.wait_for_timeout(300)
         assert reader.wrong == []
         assert name in reader.weights
         heaviest = sorted(reader.weights.items(), key=lambda item: -item[1])[:5]

@@ -73,8 +73,7 @@ class Session:
         2.13: wrong numbers, or a crash).
         """
         shapes = self.arch.shapes(self.data.input_shape, self.outputs)
-        thin = [s for s in shapes if s.stride > 1 and s.weight[2:] == (1, 1) and s.weight[1] < _ONE_DNN_BLOCK]
-        return not thin
+        return not any(s.stride > 1 and s.weight[2:] == (1, 1) and s.weight[1] < _ONE_DNN_BLOCK for s in shapes)
 
     def _start(self) -> State:
         """Every member as its own seed makes it."""
