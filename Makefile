@@ -40,10 +40,10 @@ $(VENV)/.dev: $(VENV)/.installed
 	@touch $@
 
 sync: install  ## Make chapters/*.ipynb from chapters/*.md
-	@$(BIN)/python _ext/notebooks.py sync
+	@$(BIN)/python -m bookkit.notebooks sync
 
 colab: sync  ## Write self-contained notebooks to _build/colab
-	@$(BIN)/python _ext/notebooks.py colab
+	@$(BIN)/python -m bookkit.notebooks colab
 
 book: colab  ## Execute every chapter, check every claim, build the HTML book
 	@$(BIN)/jupyter-book build . -W -n --keep-going
@@ -55,31 +55,31 @@ test: install  ## Run the tests, then every chapter as a test
 
 drill: colab $(COLAB)/.installed  ## Run every self-contained notebook with the versions that Colab carries
 	@$(ONE_THREAD) COLAB_PYTHON=$(CURDIR)/$(COLAB)/bin/python \
-	  $(BIN)/python -m pytest tests/test_colab.py tests/test_colab_drill.py -m drill -n $(JOBS) --dist=load
+	  $(BIN)/python -m pytest tests/book/test_colab.py tests/book/test_colab_drill.py -m drill -n $(JOBS) --dist=load
 
 # PyTorch comes in the version of the book's own environment: another one is gigabytes.
-$(COLAB)/.installed: tests/colab-versions.txt constraints.txt
+$(COLAB)/.installed: tests/book/colab-versions.txt constraints.txt
 	@echo "Installing what Colab carries into $(COLAB) (some minutes, once)"
 	@rm -rf $(COLAB) && $(PYTHON) -m venv $(COLAB) && mkdir -p _build
-	@grep -v '^torch==' tests/colab-versions.txt > _build/colab-versions.txt
+	@grep -v '^torch==' tests/book/colab-versions.txt > _build/colab-versions.txt
 	@$(COLAB)/bin/python -m pip install --quiet --disable-pip-version-check --constraint _build/colab-versions.txt \
 	  $$(grep '^torch==' constraints.txt) \
 	  $$(sed -n 's/^\([a-z_-]*\)==.*/\1/p' _build/colab-versions.txt | grep -v -e '^dask' -e '^jupytext')
 	@touch $@
 
 pdf: book  ## Print the book as one PDF (needs Chromium)
-	@$(BIN)/python _ext/pdf.py
+	@$(BIN)/python -m bookkit.pdf
 
 lint: dev  ## Check style and types
-	@$(BIN)/ruff check nclib tests _ext chapters results benchmarks
-	@$(BIN)/ruff format --check nclib tests _ext chapters results benchmarks
+	@$(BIN)/ruff check nclib tests bookkit chapters results benchmarks
+	@$(BIN)/ruff format --check nclib tests bookkit chapters results benchmarks
 	@$(BIN)/mypy
 
 full: install  ## Compute the stored results of chapter 8 (a GPU; ARGS="--size cpu --jobs 2" for two cores)
 	@$(BIN)/python results/remake.py $(ARGS)
 
 seeds: install  ## Run every chapter from ten other base seeds; how often does each claim hold?
-	@$(BIN)/python _ext/base_seeds.py
+	@$(BIN)/python -m bookkit.base_seeds
 
 bench: install  ## Time nclib beside baselines; set NCLIB_DATA to use real images
 	@mkdir -p _build && $(BIN)/python -m benchmarks --json _build/benchmarks.json
@@ -87,7 +87,7 @@ bench: install  ## Time nclib beside baselines; set NCLIB_DATA to use real image
 pins: ## Resolve pyproject.toml afresh and rewrite constraints.txt
 	@rm -rf _build/pins && $(PYTHON) -m venv _build/pins
 	@_build/pins/bin/python -m pip install --quiet --disable-pip-version-check '.[book,test,dev]'
-	@_build/pins/bin/python _ext/pins.py > _build/pins.txt
+	@_build/pins/bin/python -m bookkit.pins > _build/pins.txt
 	@mv _build/pins.txt constraints.txt && rm -rf _build/pins
 
 clean:  ## Remove everything that was built (not the environment)

@@ -21,7 +21,7 @@ from nclib.data import Data, data
 from nclib.networks.models import Architecture, convnet, mlp
 from nclib.training.measure import measure
 from nclib.training.optim import SGD, sgd
-from nclib.training.results import Runs
+from nclib.training.runs import Runs
 from nclib.training.session import Session
 from nclib.training.train import train
 

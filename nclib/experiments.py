@@ -20,7 +20,7 @@ from .training.optim import sgd
 from .training.train import train
 
 if TYPE_CHECKING:
-    from .training.results import Runs
+    from .training.runs import Runs
 
 __all__ = ["binary_experiment", "published_norm"]
 

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import pdf
 import pytest
 from playwright.sync_api import Browser, sync_playwright
+
+from bookkit import pdf
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "_build" / "html"

@@ -55,7 +55,7 @@ def simplex_view(features: Array, labels: Array, weight: Array | None = None) ->
 
     Examples
     --------
-    >>> from nclib.closed_forms import simplex_etf
+    >>> from nclib.theory.closed_forms import simplex_etf
     >>> frame = simplex_etf(3, dim=5, seed=1)
     >>> view = simplex_view(7 * frame[[0, 1, 2, 2]] + 1, np.array([0, 1, 2, 2]), weight=frame)
     >>> (view.means.round(3) + 0.0).tolist()

@@ -1,332 +1,234 @@
-"""Training runs on disk: named by what was computed, written whole or not at all, never unpickled.
-
-A run lives in a folder of its own under the folder that ``NCLIB_RUNS`` names (unset: nothing is written).
-The name is a hash of the configuration, the data and the code, so that a result is found again exactly if
-running it again would give the same.  In the folder:
-
-``state.safetensors``  the truth: weights, momenta, history, and a checksum over all of it, in one file that
-    is replaced atomically.  A process killed at any moment leaves the old one or the new one.
-``config.json``, ``history.csv``  for people; they are never read back.
-"""
+"""What training leaves: the state that is saved, and `Runs`, through which it is read."""
 
 from __future__ import annotations
 
-import ast
-import contextlib
-import errno
+import copy
+import dataclasses
 import functools
-import hashlib
-import importlib.resources
-import json
-import os
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["RunFolder", "code_version", "data_version", "identity", "open_run", "runs_folder"]
+from ..data import Data
+from ..data.subsets import redraw
+from ..networks.calibration import calibrate
+from ..networks.models import Architecture, Net
+from .optim import SGD
 
-FORMAT = 1
-STATE = "state.safetensors"
-Arrays = dict[str, NDArray[Any]]
+if TYPE_CHECKING:
+    import pandas as pd
 
-# The code that decides what a run computes: these modules and all that they import, but for those that only
-# carry results about or bring data, which are known by their contents.
-_ROOTS = ("training.session", "data.subsets")
-_ASIDE = {"data", "data.raw", "scale", "training.progress", "training.results", "training.runs"}
+__all__ = ["Runs", "State"]
 
-
-def runs_folder() -> Path | None:
-    """The folder in which runs are kept, from ``NCLIB_RUNS``; None if it is unset or empty.
-
-    Examples
-    --------
-    >>> folder = runs_folder()
-    """
-    name = os.environ.get("NCLIB_RUNS")
-    return Path(name).expanduser() if name else None
+Member = Mapping[str, Any]
 
 
-@functools.cache
-def code_version() -> str:
-    """Hash of the code that decides results: this package's modules, without comments and docstrings.
+@dataclass
+class State:
+    """All that training goes on from: stacked tensors (M, ...) and the measurements so far."""
 
-    Examples
-    --------
-    >>> len(code_version())
-    16
-    """
-    digest = hashlib.sha256()
-    for name, tree in sorted(_modules().items()):
-        digest.update(f"{name} {_meaning(tree)}".encode())
-    return digest.hexdigest()[:16]
+    params: dict[str, Tensor]
+    momenta: dict[str, Tensor]
+    diverged: NDArray[np.int64]  # (M,) first step at which the loss was not finite, or -1
+    epoch: int = 0
+    finished: bool = False
+    measured: list[int] = field(default_factory=list)
+    columns: list[dict[str, NDArray[np.float64]]] = field(default_factory=list)  # one dict a measurement
+    snapshots: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
+    def to_arrays(self) -> tuple[dict[str, Tensor | NDArray[Any]], dict[str, Any]]:
+        """Everything as named arrays, and a few notes that JSON can hold."""
+        arrays: dict[str, Tensor | NDArray[Any]] = {"diverged": self.diverged}
+        arrays |= {f"params/{name}": p for name, p in self.params.items()}
+        if not self.finished:
+            arrays |= {f"momenta/{name}": p for name, p in self.momenta.items()}
+        for epoch, params in self.snapshots.items():
+            arrays |= {f"snapshots/{epoch}/{name}": p for name, p in params.items()}
+        names = list(dict.fromkeys(name for row in self.columns for name in row))
+        missing = np.full(len(self.diverged), np.nan)
+        for name in names:
+            arrays[f"columns/{name}"] = np.stack([row.get(name, missing) for row in self.columns])
+        notes = {"epoch": self.epoch, "finished": self.finished, "measured": self.measured, "columns": names}
+        return arrays, notes
 
-def _modules() -> dict[str, ast.Module]:
-    """The syntax trees of the modules that decide results, by their names within this package."""
-    # As resources, not as files: the package may lie in a zip.
-    package = importlib.resources.files("nclib")
-    found: dict[str, ast.Module] = {}
-    queue = list(_ROOTS)
-    while queue:
-        name = queue.pop()
-        if name in found or name in _ASIDE:
-            continue
-        *folders, module = name.split(".")
-        file = package.joinpath(*folders, f"{module}.py")
-        if not file.is_file():
-            folders.append(module)
-            file = package.joinpath(*folders, "__init__.py")
-        found[name] = ast.parse(file.read_text(encoding="utf-8"))
-        for node in ast.walk(found[name]):
-            if isinstance(node, ast.ImportFrom) and node.level and node.module:
-                queue.append(".".join([*folders[: len(folders) + 1 - node.level], node.module]))
-    return found
-
-
-def _meaning(tree: ast.Module) -> str:
-    """Code as Python understands it: without comments, layout and docstrings."""
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and _is_docstring(body[0]):
-            del body[0]
-    return ast.dump(tree, annotate_fields=False)
-
-
-def _is_docstring(node: ast.AST) -> bool:
-    constant = node.value if isinstance(node, ast.Expr) else None
-    return isinstance(constant, ast.Constant) and isinstance(constant.value, str)
-
-
-def data_version(*tensors: Tensor) -> str:
-    """Hash of the contents, shapes and types of tensors.
-
-    Examples
-    --------
-    >>> import torch
-    >>> data_version(torch.zeros(2)) == data_version(torch.zeros(2))
-    True
-    >>> data_version(torch.zeros(2)) == data_version(torch.zeros(2, 1))
-    False
-    """
-    return _digest({str(i): t.detach().cpu().contiguous().numpy() for i, t in enumerate(tensors)})
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], notes: Mapping[str, Any]) -> State:
+        """The inverse of `to_arrays`."""
+        groups: dict[str, dict[str, Tensor]] = {"params": {}, "momenta": {}}
+        snapshots: dict[int, dict[str, Tensor]] = {}
+        for name, array in arrays.items():
+            group, _, rest = name.partition("/")
+            if group in groups:
+                groups[group][rest] = torch.from_numpy(array)
+            elif group == "snapshots":
+                epoch, _, rest = rest.partition("/")
+                snapshots.setdefault(int(epoch), {})[rest] = torch.from_numpy(array)
+        columns = [
+            {name: arrays[f"columns/{name}"][row] for name in notes["columns"]}
+            for row in range(len(notes["measured"]))
+        ]
+        return cls(
+            groups["params"], groups["momenta"], arrays["diverged"], notes["epoch"], notes["finished"],
+            list(notes["measured"]), columns, snapshots,
+        )  # fmt: skip
 
 
-def identity(config: Mapping[str, Any]) -> str:
-    """Hash of a configuration made of what JSON knows; the order of the keys does not matter.
+class Runs:
+    """Trained networks and their history; returned by `nclib.train`.
 
-    Examples
-    --------
-    >>> identity({"a": 1, "b": [2.0]}) == identity({"b": [2.0], "a": 1})
-    True
-    """
-    return hashlib.sha256(_canonical(config).encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def open_run(name: str, config: Callable[[], Mapping[str, Any]]) -> Iterator[RunFolder | None]:
-    """The folder of a run, held by this process alone; None if runs are not kept.
-
-    A finished run is handed out without waiting and without writing, so that a read-only folder will do.
-    Where another process is at work on the same run, wait for it; if that one dies, this one takes over.
-
-    Parameters
+    Attributes
     ----------
-    name : start of the folder's name, for people.
-    config : returns all that the result depends on; not called where no runs are kept.
-
-    Raises
-    ------
-    OSError
-        If ``NCLIB_RUNS`` names a place where no run can be written.
+    arch, opt : what was trained and how.
+    folder : where the run is kept on disk, or None.
     """
-    base = runs_folder()
-    if base is None:
-        yield None
-        return
-    values = config()
-    key = identity(values)
-    run = RunFolder(base / f"{name}-{key[:16]}", key)
-    if run.finished():
-        yield run
-        return
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(run.path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"NCLIB_RUNS={str(base)!r}: no run can be written there ({error.strerror}); "
-            "name another folder, or unset the variable to keep no runs",
-        ) from error
-    try:
-        if _lock(lock, run.path.name):
-            run.sweep()
-        _write_atomically(run.path / "config.json", _pretty({"key": key, **values}), fatal=False)
-        yield run
-    finally:
-        os.close(lock)  # which releases it, as does the death of the process
 
+    def __init__(
+        self,
+        data: Data,
+        arch: Architecture,
+        opt: SGD,
+        members: Sequence[Member],
+        state: State,
+        steps_per_epoch: int,
+        folder: Path | None,
+    ) -> None:
+        self.arch, self.opt, self.folder = arch, opt, folder
+        self._data, self._members, self._state = data, members, state
+        self._steps_per_epoch = steps_per_epoch
 
-class RunFolder:
-    """Where one run is kept; made by `open_run`."""
+    @functools.cached_property
+    def history(self) -> pd.DataFrame:
+        """Tidy measurements, one row for each member and measured epoch.
 
-    def __init__(self, path: Path, key: str) -> None:
-        self.path, self.key = path, key
-        self._warned = False
-        self._finished: tuple[Arrays, dict[str, Any]] | None = None
-
-    def finished(self) -> bool:
-        """Whether a whole and finished result lies here."""
-        with contextlib.suppress(OSError, ValueError):
-            state = _read(self.path / STATE, self.key)
-            self._finished = state if state[1].get("finished") else None
-        return self._finished is not None
-
-    def load(self) -> tuple[Arrays, dict[str, Any]] | None:
-        """The last state saved and what was noted with it; None if there is none.
-
-        A file that is damaged or belongs to another run is renamed to end in ``.corrupt``, with a warning
-        that names it.
+        Columns: ``member``; the hyper-parameters; ``epoch``; ``step``, the number of steps taken; ``status``,
+        "ok" or, in its last row, "diverged"; and what was measured.
         """
-        if self._finished:
-            return self._finished
-        file = self.path / STATE
-        try:
-            return _read(file, self.key)
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            aside = _free_name(file)
-            os.replace(file, aside)
-            warnings.warn(f"{file}: {error}; set aside as {aside.name}, the run starts afresh", stacklevel=3)
-            return None
+        import pandas as pd
 
-    def save(self, arrays: Mapping[str, Tensor | NDArray[Any]], notes: Mapping[str, Any]) -> bool:
-        """Replace the state by this one.  Where that fails, warn once, keep the old one and return False."""
-        from safetensors.numpy import save
+        names = list(dict.fromkeys(name for row in self._state.columns for name in row))
+        missing = np.full(len(self._members), np.nan)
+        table = {name: [row.get(name, missing) for row in self._state.columns] for name in names}
+        rows = []
+        for i, member in enumerate(self._members):
+            for j, epoch in enumerate(self._state.measured):
+                ok = self._alive(i, epoch)
+                measured = {name: column[j][i] if ok else np.nan for name, column in table.items()}
+                place = {"epoch": epoch, "step": epoch * self._steps_per_epoch}
+                status = {"status": "ok" if ok else "diverged"}
+                rows.append({"member": i, **_plain(member), **place, **status, **measured})
+                if not ok:
+                    break
+        return pd.DataFrame(rows)
 
-        plain = {
-            name: np.ascontiguousarray(a.detach().cpu().numpy() if isinstance(a, Tensor) else a)
-            for name, a in arrays.items()
-        }
-        text = _canonical({**notes, "key": self.key, "format": FORMAT})
-        header = {"notes": text, "sha256": _digest(plain, text)}
-        return self._try(STATE, save(plain, metadata=header))
+    @functools.cached_property
+    def final(self) -> pd.DataFrame:
+        """The last row of each member in `history`."""
+        return self.history.groupby("member", sort=False).tail(1).reset_index(drop=True)
 
-    def export(self, file: str, text: str) -> bool:
-        """Write a file for people beside the state."""
-        return self._try(file, text.encode())
+    @functools.cached_property
+    def members(self) -> pd.DataFrame:
+        """One row a member, with its hyper-parameters, its status, and the step at which it diverged (or -1)."""
+        import pandas as pd
 
-    def _try(self, file: str, content: bytes) -> bool:
-        try:
-            _write_atomically(self.path / file, content)
-        except OSError as error:
-            if not self._warned:
-                warnings.warn(
-                    f"{self.path / file}: could not be saved ({error.strerror}); training goes on, and what "
-                    "was saved before stays. Make room, or name another folder in NCLIB_RUNS",
-                    stacklevel=3,
-                )
-            self._warned = True
-            return False
-        return True
+        diverged = self._state.diverged
+        return pd.DataFrame(
+            [
+                {"member": i, **_plain(m), "status": "ok" if at < 0 else "diverged", "diverged_at": int(at)}
+                for i, (m, at) in enumerate(zip(self._members, diverged, strict=True))
+            ]
+        )
 
-    def sweep(self) -> None:
-        """Remove what killed processes left half written."""
-        for file in self.path.glob(".*.tmp"):
-            with contextlib.suppress(OSError):
-                file.unlink()
+    def model(self, member: int | None = None, *, epoch: int | None = None, **hyper: Any) -> Net:
+        """One of the networks, in evaluation mode, BN calibrated on the training set.
 
+        Parameters
+        ----------
+        member : its number in `members`; or, instead,
+        **hyper : values of hyper-parameters that it alone has, e.g. ``model(seed=0, weight_decay=0.01)``.
+        epoch : with ``snapshots=True``, the measured epoch to take it from; otherwise the last.
 
-def _read(file: Path, key: str) -> tuple[Arrays, dict[str, Any]]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
+        Returns
+        -------
+        Net : on the device it was trained on.
 
-    content = file.read_bytes()
-    try:
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-        notes: dict[str, Any] = json.loads(header["notes"])
-        arrays = load(content)
-        intact = header["sha256"] == _digest(arrays, header["notes"])
-    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise ValueError(f"damaged, or not written by nclib ({type(error).__name__})") from error
-    if not intact:
-        raise ValueError("damaged: its checksum is wrong")
-    if notes["key"] != key or notes["format"] != FORMAT:
-        raise ValueError("it belongs to another run")
-    return arrays, notes
+        Raises
+        ------
+        ValueError : no or several members fit, the member diverged, or there is no snapshot.
+        """
+        i = self._find(member, hyper)
+        params = self._state.params if epoch is None else self._snapshot(epoch)
+        if not self._alive(i, self._state.epoch if epoch is None else epoch):
+            raise ValueError(
+                f"member={i}: its training diverged at step {self._state.diverged[i]}, so it has no weights "
+                "to return; take another member (runs.members has their status)"
+            )
+        dtype = next(iter(params.values())).dtype
+        outputs = self.opt.outputs(len(self._data.classes))
+        net = self.arch.build(self._data.input_shape, outputs, dtype=dtype).to(self._data.x.device)
+        with torch.no_grad():
+            for name, p in net.named_parameters():
+                p.copy_(params[name][i])
+        if len(net.norms):
+            calibrate(net, self._data.x)
+        return net.eval()
 
+    def data(self, member: int | None = None, **hyper: Any) -> Data:
+        """The data a member was trained on: its own labels, where label noise redrew some."""
+        chosen = self._members[self._find(member, hyper)]
+        return with_noise(self._data, chosen["noise"], chosen["seed"])
 
-def _digest(arrays: Mapping[str, NDArray[Any]], text: str = "") -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+    def _find(self, member: int | None, hyper: Mapping[str, Any]) -> int:
+        count = len(self._members)
+        if member is not None:
+            if not 0 <= member < count:
+                raise ValueError(f"member={member}: there are {count} members, 0..{count - 1}")
+            return member
+        unknown = [key for key in hyper if key not in self._members[0]]
+        if unknown:
+            known = ", ".join(self._members[0])
+            raise ValueError(f"{unknown[0]}={hyper[unknown[0]]!r}: no hyper-parameter; write one of {known}")
+        found = [i for i, m in enumerate(self._members) if hyper.items() <= m.items()]
+        if len(found) != 1:
+            given = ", ".join(f"{key}={value!r}" for key, value in hyper.items()) or "no argument"
+            raise ValueError(
+                f"{given}: fits {len(found)} of {count} members; name one, e.g. model(0), or give all "
+                "the values that tell it from the others"
+            )
+        return found[0]
 
+    def _snapshot(self, epoch: int) -> dict[str, Tensor]:
+        if epoch not in self._state.snapshots:
+            known = ", ".join(map(str, self._state.snapshots)) or "none: train with snapshots=True"
+            raise ValueError(f"epoch={epoch}: no snapshot; there are {known}")
+        return self._state.snapshots[epoch]
 
-def _write_atomically(file: Path, content: bytes, *, fatal: bool = True) -> None:
-    """Write aside, force to disk, rename: whoever reads finds the old file or the new one."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(aside, file)
-        _sync_folder(file.parent)
-    except OSError:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        if fatal:
-            raise
+    def _alive(self, member: int, epoch: int) -> bool:
+        at = int(self._state.diverged[member])
+        return at < 0 or epoch * self._steps_per_epoch < at
 
+    def __len__(self) -> int:
+        return len(self._members)
 
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every system lets a folder be opened
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _lock(handle: int, name: str) -> bool:
-    """Wait for the lock; False where the file system has none, and two processes write the same twice."""
-    try:
-        import fcntl
-    except ImportError:
-        return False
-    said = False
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                return False
-            if not said:
-                print(f"{name}: another process is training this run; waiting for it", flush=True)
-            said = True
-            time.sleep(0.1)
-        else:
-            return True
+    def __repr__(self) -> str:
+        bad = int((self._state.diverged >= 0).sum())
+        note = f", {bad} diverged" if bad else ""
+        return f"Runs({len(self)} members, {self._state.epoch} epochs{note})"
 
 
-def _free_name(file: Path) -> Path:
-    names = (file.with_name(f"{file.name}{'' if i == 0 else f'.{i}'}.corrupt") for i in range(10_000))
-    return next(name for name in names if not name.exists())
+def with_noise(data: Data, noise: float, seed: int) -> Data:
+    """The data with a share of the training labels redrawn by a seed (`nclib.data` says how)."""
+    if not noise:
+        return data
+    labels = redraw(data.labels.cpu().numpy(), len(data.classes), noise, seed)
+    return dataclasses.replace(data, labels=torch.from_numpy(labels).to(data.labels.device))
 
 
-def _canonical(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def _pretty(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+def _plain(member: Member) -> dict[str, Any]:
+    """Hyper-parameters as columns: a tuple of initial norms becomes text."""
+    return {k: ", ".join(map(str, v)) if isinstance(v, tuple) else copy.copy(v) for k, v in member.items()}

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from ..data import Data
 from ..networks.models import Architecture
+from ..screen import Bar, bar
+from .disk import RunFolder, code_version, data_version
 from .ensemble import Engine, Ensemble, choose, chunk_size, threads_for
 from .measure import Function, measure
 from .optim import SGD, targets
-from .progress import Bar, bar
-from .results import Member, Runs, State, with_noise
-from .runs import RunFolder, code_version, data_version
+from .runs import Member, Runs, State, with_noise
 from .stacked import can_stack
 
 __all__ = ["Session"]

@@ -13,11 +13,11 @@ from typing import Any, Literal
 from ..data import Data
 from ..networks.models import Architecture, Net
 from ..scale import base_seed, device
+from .disk import open_run
 from .ensemble import Engine
 from .measure import check_measures
 from .optim import SGD, check_hyper
-from .results import Member, Runs, State
-from .runs import open_run
+from .runs import Member, Runs, State
 from .session import Session
 
 __all__ = ["train"]

@@ -1,0 +1,143 @@
+"""Does every claim hold from other random numbers?  ``python -m bookkit.base_seeds [--seeds 1-10] [chapter …]``.
+
+Executes chapters from several base seeds (``NCLIB_SEED``) and prints, for every claim, from how many of them it
+held and how near the worst came to its tolerance.  A claim that fails stops a chapter everywhere else; here it is
+counted and the chapter goes on, so that one failure does not hide the next.  Exits 1 when a claim holds from fewer
+than nine tenths of the base seeds, or a cell fails for another reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nbformat
+from nbclient import NotebookClient
+
+from . import ledger, notebooks
+
+ENOUGH = 0.9
+
+_COUNT_FAILURES = """\
+import nclib as nc
+
+def _counted(claim):
+    def counted(*arguments, **options):
+        try:
+            claim(*arguments, **options)
+        except nc.ClaimFailed:
+            pass  # it is in the ledger, as failed
+
+    return counted
+
+nc.claim = _counted(nc.claim)
+"""
+
+
+class Outcome(NamedTuple):
+    """What one chapter did from one base seed."""
+
+    chapter: str
+    seed: int
+    records: list[ledger.Record]
+    errors: list[str]  # of cells that failed for another reason than a claim
+
+
+def run(source: Path, seed: int, folder: Path, timeout: int = 1800) -> Outcome:
+    """Execute one chapter from one base seed."""
+    made = notebooks.notebook(source.read_text("utf-8"))
+    made.cells.insert(0, nbformat.v4.new_code_cell(_COUNT_FAILURES))
+    surroundings = {**os.environ, "NCLIB_SEED": str(seed), "NCLIB_CLAIMS": str(folder / str(seed))}
+    surroundings |= notebooks.ONE_THREAD
+    client = NotebookClient(
+        made, timeout=timeout, allow_errors=True, kernel_name="python3",
+        resources={"metadata": {"path": str(source.parent)}},
+    )  # fmt: skip
+    client.execute(env=surroundings)
+    outputs = [output for cell in made.cells for output in cell.get("outputs", [])]
+    records = [dict(o["data"][ledger.MIME]) for o in outputs if ledger.MIME in o.get("data", {})]
+    errors = [f"{o['ename']}: {o['evalue']}" for o in outputs if o.output_type == "error"]
+    return Outcome(source.stem, seed, records, errors)
+
+
+def table(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+    """One row a claim: from how many base seeds it held, from which it failed, and the worst deviation."""
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    for outcome in outcomes:
+        for place, record in enumerate(outcome.records):
+            row = rows.setdefault(
+                (outcome.chapter, place),
+                {key: record[key] for key in ("chapter", "theorem", "statement", "tolerance")}
+                | {"held": 0, "of": 0, "failed_from": [], "deviations": []},
+            )
+            row["of"] += 1
+            row["held"] += record["passed"]
+            row["deviations"].append(record["deviation"])
+            if not record["passed"]:
+                row["failed_from"].append(outcome.seed)
+    return [rows[key] for key in sorted(rows)]
+
+
+def report(rows: Iterable[dict[str, Any]]) -> str:
+    """The table as text, claims that fell short first in the eye."""
+    lines = []
+    for row in rows:
+        found = [d for d in row["deviations"] if d is not None]
+        span = f"{min(found):.2g} … {max(found):.2g}" if found else "not finite"
+        mark = "  " if row["held"] == row["of"] else "! " if row["held"] >= ENOUGH * row["of"] else "!!"
+        lost = f" (not from {', '.join(map(str, row['failed_from']))})" if row["failed_from"] else ""
+        lines.append(
+            f"{mark} {row['held']:2d}/{row['of']}  {row['chapter'][:2]} {row['theorem']}: {row['statement']}"
+            f" [{row['tolerance']}; worst of each seed {span}]{lost}"
+        )
+    return "\n".join(lines)
+
+
+def numbers(text: str) -> list[int]:
+    """``1-3,7`` as [1, 2, 3, 7]."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def main() -> int:
+    """Run the chapters named, or all, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("chapters", nargs="*", help="their names, or the beginnings of them (default: all)")
+    parser.add_argument("--seeds", type=numbers, default=numbers("1-10"), help="e.g. 1-10 or 3,7 (default 1-10)")
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args()
+    named = tuple(Path(name).stem for name in options.chapters) or ("",)
+    chosen = [source for source in notebooks.chapters() if source.stem.startswith(named)]
+    if not chosen:
+        parser.error(f"no chapter of _toc.yml begins with {' or '.join(named)}")
+    folder = notebooks.ROOT / "_build" / "base_seeds"
+    with ThreadPoolExecutor(options.jobs) as pool:
+        work = [pool.submit(run, source, seed, folder) for source in chosen for seed in options.seeds]
+        outcomes = []
+        for done in work:
+            outcome = done.result()
+            outcomes.append(outcome)
+            held = sum(record["passed"] for record in outcome.records)
+            print(f"{outcome.chapter} from {outcome.seed}: {held} of {len(outcome.records)} hold", flush=True)
+            for error in outcome.errors:
+                print(f"   {error}", flush=True)
+    rows = table(outcomes)
+    print("\n" + report(rows))
+    (folder / "table.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    short = [row for row in rows if row["held"] < ENOUGH * row["of"]]
+    broken = [outcome for outcome in outcomes if outcome.errors]
+    print(f"\n{len(rows)} claims, {len(short)} below nine tenths; {len(broken)} of {len(outcomes)} runs broke off")
+    return int(bool(short or broken))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,386 @@
+"""Sphinx extension of the book: fresh outputs, claims gathered from them, scoreboard, map, and page facts.
+
+- Outputs are never stale: the execution cache goes, and every chapter is read again, when `nclib`, the pins
+  or the environment variables on which results depend have changed.
+- ``{scoreboard}`` lists every claim, ``{theorem-map}`` every theorem with its verdict; both are filled after
+  all pages are read, from the executed notebooks' own outputs.
+- A theorem without a claim, a claim without a theorem and a claim that fails are warnings (errors under
+  ``-W``); a chapter that fails makes the build exit non-zero even without ``-W``.
+- Every chapter says how to run it and how it was made, and offers its self-contained notebook.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+from . import ahead, colab, ledger, page_parts, provenance
+
+LOGGER = logging.getLogger(__name__)
+
+
+class Placeholder(nodes.General, nodes.Element):
+    """Stands for the scoreboard or the map until every page has been read."""
+
+
+class Scoreboard(SphinxDirective):
+    """``{scoreboard}``: every claim of the book."""
+
+    def run(self) -> list[nodes.Node]:
+        return [Placeholder(shows="scoreboard")]
+
+
+class Verdict(SphinxDirective):
+    """``{verdict} thm-name``: a theorem's name, linked, and the claims that checked it."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        return [Placeholder(shows="verdict", label=self.arguments[0])]
+
+
+class FromChapter(SphinxDirective):
+    """``{from-chapter} fig-name``: a figure of a chapter, shown here too, with a link to its place."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        return [Placeholder(shows="from-chapter", label=self.arguments[0])]
+
+
+class TheoremMap(SphinxDirective):
+    """``{theorem-map}``: every theorem of the book with its verdict."""
+
+    def run(self) -> list[nodes.Node]:
+        return [Placeholder(shows="theorem-map")]
+
+
+def root(app: Sphinx) -> Path:
+    """The book's folder."""
+    return Path(app.srcdir)
+
+
+def executed(app: Sphinx, docname: str) -> Path:
+    """Where myst-nb leaves the executed notebook of a page."""
+    return Path(app.outdir).parent / "jupyter_execute" / f"{docname}.ipynb"
+
+
+def cache_folder(app: Sphinx) -> Path:
+    """The execution cache."""
+    return Path(app.config.nb_execution_cache_path or Path(app.outdir).parent / ".jupyter_cache")
+
+
+# --- nothing stale --------------------------------------------------------------------------------
+
+
+def ask_for_files(_app: Sphinx) -> None:
+    """Let the chapters' figures be drawn as PDF too, for readers to take away, and with no date in them."""
+    os.environ.setdefault("NCLIB_FIGURES", "svg,pdf")
+    os.environ.setdefault("SOURCE_DATE_EPOCH", "0")
+
+
+def clear_cache(app: Sphinx) -> None:
+    """Delete the execution cache when it was made on other foundations than today's."""
+    folder, today = cache_folder(app), provenance.fingerprint(root(app))
+    mark = folder / "fingerprint"
+    if not mark.exists() or mark.read_text("utf-8") != today:
+        if folder.exists():
+            LOGGER.info("nclib, the pins or NCLIB_* changed: every chapter is executed again")
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        mark.write_text(today, "utf-8")
+
+
+def execute_ahead(app: Sphinx) -> None:
+    """Fill the cache, several chapters at a time."""
+    sources = sorted((root(app) / "chapters").glob("*.md"))
+    ahead.execute(sources, cache_folder(app), app.config.nb_execution_timeout)
+
+
+def outdated(app: Sphinx, env: BuildEnvironment, *_: set[str]) -> list[str]:
+    """Pages to read again: all of them when the foundations changed, else those that failed last time."""
+    book, today = ledger.ledger(env), provenance.fingerprint(root(app))
+    if book.fingerprint != today:
+        book.fingerprint = today
+        return sorted(env.found_docs)
+    return [name for name in env.found_docs if not succeeded(env, name)]
+
+
+def succeeded(env: BuildEnvironment, docname: str) -> bool:
+    """Whether a page's notebook ran to its end (or the page is none)."""
+    return bool(execution(env, docname).get("succeeded", True))
+
+
+def execution(env: BuildEnvironment, docname: str) -> dict[str, Any]:
+    """What myst-nb says of a page's execution: runtime, mtime, succeeded, …"""
+    metadata: dict[str, dict[str, Any]] = getattr(env, "nb_metadata", {})
+    return metadata.get(docname, {}).get("exec_data") or {}
+
+
+# --- gathering ------------------------------------------------------------------------------------
+
+
+def forget(app: Sphinx, docname: str, _source: list[str]) -> None:
+    """Before a page is read: what an earlier build left of its execution must not be taken for this one's."""
+    executed(app, docname).unlink(missing_ok=True)
+
+
+def purge(_app: Sphinx, env: BuildEnvironment, docname: str) -> None:
+    """Forget a page that is gone or about to be read again."""
+    ledger.ledger(env).pages.pop(docname, None)
+
+
+def gather(app: Sphinx, doctree: nodes.document) -> None:
+    """Once a page is read: its theorems and the claims among its outputs."""
+    page = ledger.read_page(doctree, executed(app, app.env.docname), cache_folder(app))
+    page.shows = {place["shows"] for place in doctree.findall(Placeholder)}
+    ledger.ledger(app.env).pages[app.env.docname] = page
+
+
+def merge(_app: Sphinx, env: BuildEnvironment, docnames: set[str], other: BuildEnvironment) -> None:
+    """Take over the pages that another process read."""
+    pages = ledger.ledger(other).pages
+    ledger.ledger(env).pages.update({name: pages[name] for name in docnames if name in pages})
+
+
+def check(app: Sphinx, env: BuildEnvironment) -> None:
+    """After all pages are read: is every theorem checked, and does every claim hold and have its theorem?"""
+    ledger.ledger(env).built = time.time()
+    ran = {name for name in env.found_docs if succeeded(env, name)}
+    for docname, line, message in ledger.problems(ledger.ledger(env), ran):
+        LOGGER.warning(message, location=(docname, line), type="executable_book")
+    ledger.write(ledger.ledger(env), Path(app.outdir).parent / "claims")
+
+
+def touched(_app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """Pages to write again whenever any page was read: those that show claims of others, and the chapters."""
+    return [name for name in env.found_docs if name in ledger.ledger(env).pages]
+
+
+# --- filling pages --------------------------------------------------------------------------------
+
+
+def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Put tables in their places, link claims to theorems, and say how the page is run and was made."""
+    book = ledger.ledger(app.env)
+    shown = page_parts.Shown(app, docname, book)
+    for place in list(doctree.findall(Placeholder)):
+        if place["shows"] == "from-chapter":
+            place.replace_self(borrowed(app, shown, place["label"]))
+        elif place["shows"] == "verdict":
+            if place["label"] not in shown.where:
+                LOGGER.warning("{verdict}: '%s' is no theorem of the book", place["label"], location=docname)
+            place.replace_self(page_parts.verdict_of(shown, place["label"]))
+        else:
+            makers = {"scoreboard": page_parts.scoreboard, "theorem-map": page_parts.theorem_map}
+            place.replace_self(makers[place["shows"]](shown))
+    page = book.pages.get(docname)
+    if page is None or not page.is_notebook:
+        return
+    for output in list(doctree.findall(nodes.raw)):
+        text = output.astext()
+        if 'class="nc-claims"' in text:
+            output.replace_self(nodes.raw("", page_parts.with_links(shown, text), **output.attributes))
+        elif 'class="dataframe"' in text:  # a header without text is a puzzle to a screen reader
+            output.replace_self(nodes.raw("", text.replace("<th></th>", "<td></td>"), **output.attributes))
+    for node in list(doctree.findall(ledger.is_theorem)):
+        if mark := page_parts.badge(shown, node["label"]):
+            node += mark
+    heading = next(iter(doctree.findall(nodes.title)), None)
+    if heading is not None:
+        facts, section = page_facts(app, docname), heading.parent
+        section.insert(section.index(heading) + 1, page_parts.run_line(shown, facts, notebook_of(docname)))
+        section += page_parts.how_made(shown, facts)
+
+
+def borrowed(app: Sphinx, shown: page_parts.Shown, label: str) -> list[nodes.Node]:
+    """A copy of a chapter's figure (by its name), or figure to play with (by its anchor)."""
+
+    def named(node: nodes.Node) -> bool:
+        if isinstance(node, nodes.figure):
+            return label in (*node["names"], *node["ids"])
+        return isinstance(node, nodes.raw) and f'id="{label}"' in node.astext()
+
+    for docname in shown.pages:
+        for node in app.env.get_doctree(docname).findall(named):
+            address = f'<a href="{shown.link(docname, label)}">{shown.chapter_title(docname)}</a>'
+            return [node.deepcopy(), page_parts.raw(f'<p class="nc-from">From chapter {address}</p>')]
+    LOGGER.warning("{from-chapter}: no chapter has a figure '%s'", label, location=shown.docname)
+    return []
+
+
+def page_facts(app: Sphinx, docname: str) -> dict[str, str]:
+    """What is known of a chapter's execution, by name; what is not known is left out."""
+    page, done = ledger.ledger(app.env).pages[docname], execution(app.env, docname)
+    scale = os.environ.get("NCLIB_SCALE") or "quick"
+    here = [record for record in page.records if record["scale"] == scale]  # others are of stored results
+    first = (here or page.records or [{}])[0]
+    facts = {
+        "scale": first.get("scale") or scale,
+        "device": first.get("device", ""),
+        "base seed": str(first.get("base_seed", "")),
+        "executed in": provenance.seconds(done["runtime"]) if done.get("runtime") else "",
+        "on": provenance.day(done["mtime"]) if done.get("mtime") else "",
+        "commit": provenance.commit(root(app)),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def notebook_of(docname: str) -> str:
+    """Address of a chapter's self-contained notebook inside the HTML."""
+    return f"colab/{docname.rpartition('/')[2]}.ipynb"
+
+
+# --- the finished HTML ----------------------------------------------------------------------------
+
+
+def remove_old_pages(app: Sphinx, error: Exception | None) -> None:
+    """Pages of chapters that are gone would show verdicts of another build."""
+    if error is None and app.builder.format == "html":
+        folder = Path(app.outdir)
+        kept = {folder / app.builder.get_target_uri(name) for name in app.env.found_docs} | {folder / "search.html"}
+        for path in set(folder.rglob("*.html")) - kept:
+            if "_static" not in path.relative_to(folder).parts:
+                path.unlink()
+
+
+def offer_notebooks(app: Sphinx, error: Exception | None) -> None:
+    """Put the self-contained notebooks into the HTML."""
+    if error is None and app.builder.format == "html":
+        made = Path(app.outdir).parent / "colab"
+        colab.write(root(app), made)
+        shutil.rmtree(Path(app.outdir) / "colab", ignore_errors=True)
+        shutil.copytree(made, Path(app.outdir) / "colab")
+
+
+#: Draws icons that the theme's font draws too, at half the weight of a page.
+_ICON_SCRIPT = re.compile(r'\s*<script src="[^"]*scripts/fontawesome\.js[^"]*"></script>')
+
+
+def lighten(app: Sphinx, error: Exception | None) -> None:
+    """Leave out what a page can do without."""
+    if error is None and app.builder.format == "html":
+        for path in Path(app.outdir).rglob("*.html"):
+            text = path.read_text("utf-8")
+            if (lighter := _ICON_SCRIPT.sub("", text)) != text:
+                path.write_text(lighter, "utf-8")
+        (Path(app.outdir) / "_static" / "scripts" / "fontawesome.js").unlink(missing_ok=True)
+
+
+def fail_loudly(app: Sphinx, error: Exception | None) -> None:
+    """Without ``-W`` too: a chapter or a claim that failed fails the build, and the last lines say which."""
+    if error is not None:
+        return
+    book = ledger.ledger(app.env)
+    failed = [name for name in sorted(book.pages) if not succeeded(app.env, name)]
+    for name in failed:
+        lost = [record for record in book.pages[name].records if not record["passed"]]
+        for record in lost:
+            LOGGER.error("%s: claim on %s fails: %s", name, record["theorem"], record["statement"])
+        if not lost:
+            LOGGER.error("%s: a cell failed; the traceback is above", name)
+    if failed:
+        app.statuscode = 1
+
+
+#: The parts of MathJax that the pages need.
+MATHJAX = ["core", "input/tex", "output/chtml", "a11y/assistive-mml"]
+
+
+def set_options(_app: Sphinx, config: Config) -> None:
+    """The title beside the logo; the repository's buttons appear with its address and not before."""
+    # MathJax by its parts: the usual bundle carries a menu, a third of its weight, that this book does not show.
+    config.mathjax_path = "mathjax/startup.js"
+    config.mathjax3_config = {"loader": {"load": MATHJAX}}
+    options = config.html_theme_options
+    options["logo"] = {"text": config.html_title}
+    published = bool(options.get("repository_url"))
+    for button in ("use_repository_button", "use_issues_button"):
+        options[button] = published
+    if not published:
+        for key in ("repository_url", "repository_branch", "path_to_docs", "launch_buttons"):
+            options.pop(key, None)
+
+
+def tidy_page(
+    _app: Sphinx, _page: str, _template: str, context: dict[str, Any], _tree: nodes.document | None
+) -> None:
+    """Leave out scripts that would load others from elsewhere (live cells, which this book does not use), and
+    a role that promises what is not there."""
+    context["script_files"] = [script for script in context["script_files"] if not _is_thebe(script)]
+    if "body" in context:  # a list's children must be items, says ARIA; these are not
+        context["body"] = context["body"].replace('<div role="list" class="citation', '<div class="citation')
+    context["css_files"] = [style for style in context.get("css_files", []) if "thebe" not in str(style)]
+
+
+def _is_thebe(script: Any) -> bool:
+    body = getattr(script, "attributes", {}).get("body") or ""
+    return "thebe" in str(getattr(script, "filename", script) or "") or "THEBE" in body
+
+
+#: Search summaries are fetched, which browsers refuse to a page opened from disk: titles alone, then.
+SEARCH_FROM_DISK = (
+    "if (location.protocol === 'file:' && typeof DOCUMENTATION_OPTIONS !== 'undefined')"
+    " { DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false; }"
+)
+
+
+#: What scrolls sideways must be within reach of the keyboard; which formula does depends on the window.
+SCROLL_BY_KEY = """
+function reachByKey() {
+  var boxes = 'mjx-container[display="true"], .cell_output, .pst-scrollable-table-container, .highlight pre';
+  document.querySelectorAll(boxes)
+    .forEach(function (box) {
+      if (box.scrollWidth > box.clientWidth) { box.tabIndex = 0; }
+      else if (box.getAttribute('tabindex') === '0') { box.removeAttribute('tabindex'); }
+    });
+}
+window.addEventListener('load', function () {
+  var ready = window.MathJax && MathJax.startup && MathJax.startup.promise || Promise.resolve();
+  ready.then(reachByKey);
+  window.addEventListener('resize', reachByKey);
+  document.addEventListener('toggle', reachByKey, true);
+  document.addEventListener('click', function () { setTimeout(reachByKey, 50); });
+});
+"""
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register everything."""
+    app.set_html_assets_policy("always")  # tables made at the end may hold mathematics on any page
+    app.add_js_file(None, body=SEARCH_FROM_DISK, priority=250)
+    app.add_js_file(None, body=SCROLL_BY_KEY, priority=900)
+    app.add_node(Placeholder)
+    app.add_directive("scoreboard", Scoreboard)
+    app.add_directive("verdict", Verdict)
+    app.add_directive("from-chapter", FromChapter)
+    app.add_directive("theorem-map", TheoremMap)
+    app.connect("config-inited", set_options)
+    app.connect("builder-inited", ask_for_files)
+    app.connect("builder-inited", clear_cache)
+    app.connect("builder-inited", execute_ahead)
+    app.connect("env-get-outdated", outdated)
+    app.connect("source-read", forget)
+    app.connect("env-purge-doc", purge)
+    app.connect("doctree-read", gather)
+    app.connect("env-merge-info", merge)
+    app.connect("env-check-consistency", check)
+    app.connect("env-updated", touched)
+    app.connect("doctree-resolved", fill)
+    app.connect("html-page-context", tidy_page, priority=900)
+    app.connect("build-finished", remove_old_pages)
+    app.connect("build-finished", offer_notebooks)
+    app.connect("build-finished", lighten)
+    app.connect("build-finished", fail_loudly)
+    return {"version": "1", "env_version": 1, "parallel_read_safe": True, "parallel_write_safe": True}

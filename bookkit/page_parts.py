@@ -1,0 +1,267 @@
+"""HTML that the extension puts into pages: scoreboard, map of the theorems, and the facts of a chapter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from html import escape
+
+from docutils import nodes
+from sphinx.application import Sphinx
+
+from . import ledger, provenance
+from .ledger import Record, Theorem
+
+_MATH = re.compile(r"\$([^$]+)\$")
+_TYPESET = r'<span class="math notranslate nohighlight">\\(\1\\)</span>'
+
+#: Of the scoreboard.
+COLUMNS = (
+    "Theorem",
+    "Claim",
+    "Predicted",
+    "Measured",
+    "Criterion",
+    "Seeds: mean and 95% CI",
+    "Scale, device",
+    "Verdict",
+)
+
+
+class Shown:
+    """The book as one page sees it: names of theorems, and links relative to that page."""
+
+    def __init__(self, app: Sphinx, docname: str, book: ledger.Ledger) -> None:
+        self.app, self.docname, self.book = app, docname, book
+        self.where = book.where()
+        self.pages = [name for name in _in_order(app) if name in book.pages]
+
+    def link(self, docname: str, anchor: str = "") -> str:
+        """Address of a place in the book."""
+        page = "" if docname == self.docname else self.app.builder.get_relative_uri(self.docname, docname)
+        return escape(f"{page}#{anchor}" if anchor else page or "#")
+
+    def numbers(self, docname: str, counter: str, label: str) -> str:
+        """``2.1`` for what is numbered so, else nothing."""
+        found = self.app.env.toc_fignumbers.get(docname, {}).get(counter, {}).get(label, ())
+        return ".".join(map(str, found))
+
+    def name(self, theorem: Theorem) -> str:
+        """``Theorem 2.1``."""
+        number = self.numbers(self.where[theorem.label], theorem.counter, theorem.label)
+        return f"{theorem.kind.capitalize()} {number}".strip()
+
+    def theorem(self, label: str) -> Theorem | None:
+        """The theorem with this label."""
+        page = self.book.pages.get(self.where.get(label, ""))
+        return page.theorems[label] if page else None
+
+    def theorem_link(self, label: str) -> str:
+        """A link to a theorem by its number, or its label where there is no such theorem."""
+        theorem = self.theorem(label)
+        if theorem is None:
+            return f"<code>{escape(label)}</code>"
+        return f'<a href="{self.link(self.where[label], label)}">{escape(self.name(theorem))}</a>'
+
+    def chapter_title(self, docname: str) -> str:
+        """``2. Minimum norm``."""
+        number = self.app.env.toc_secnumbers.get(docname, {}).get("", ())
+        title = self.book.pages[docname].title
+        return f"{'.'.join(map(str, number))}. {title}" if number else title
+
+    def scoreboard_link(self, label: str) -> str:
+        """Address of a theorem's first row on the scoreboard; empty when the book has none."""
+        pages = [name for name, page in self.book.pages.items() if "scoreboard" in page.shows]
+        return self.link(pages[0], f"score-{label}") if pages else ""
+
+
+def _in_order(app: Sphinx) -> list[str]:
+    """Pages in the order of the table of contents, others after them."""
+    order = [app.config.root_doc]
+    for name in order:
+        order += [child for child in app.env.toctree_includes.get(name, ()) if child not in order]
+    return order + sorted(app.env.found_docs - set(order))
+
+
+def raw(markup: str) -> nodes.raw:
+    """A node for HTML."""
+    return nodes.raw("", markup, format="html")
+
+
+def with_math(text: str) -> str:
+    """Escaped text in which ``$…$`` is set as mathematics."""
+    return _MATH.sub(_TYPESET, escape(text, quote=False))
+
+
+def title_html(theorem: Theorem) -> str:
+    """A theorem's own title, without the parentheses around it."""
+    parts = []
+    for node in theorem.title:
+        text = node.astext()
+        if isinstance(node, nodes.math):
+            parts.append(with_math(f"${text}$"))
+        else:
+            parts.append(f"<code>{escape(text)}</code>" if isinstance(node, nodes.literal) else escape(text))
+    return "".join(parts).strip().removeprefix("(").removesuffix(")")
+
+
+def verdict(records: Iterable[Record]) -> tuple[str, str]:
+    """CSS class and words for the claims on one theorem."""
+    passed = [bool(record["passed"]) for record in records]
+    if not passed:
+        return "unchecked", "no claim"
+    noun = "claim" if len(passed) == 1 else "claims"
+    held = sum(passed)
+    if held == len(passed):
+        return "holds", f"✓ {held} of {held} {noun} hold{'s' if held == 1 else ''}"
+    lost = len(passed) - held
+    return "fails", f"✗ {lost} of {len(passed)} {noun} fail{'s' if lost == 1 else ''}"
+
+
+def theorem_map(shown: Shown) -> list[nodes.Node]:
+    """Every theorem that must be checked, or is, by chapter, with its verdict."""
+    parts = ['<div class="nc-map">']
+    for docname in shown.pages:
+        items = []
+        for theorem in shown.book.pages[docname].theorems.values():
+            records = shown.book.of(theorem.label)
+            if theorem.kind not in ledger.MUST_BE_CHECKED and not records:
+                continue
+            kind, words = verdict(records)
+            items.append(
+                f'<li class="{kind}"><a href="{shown.link(docname, theorem.label)}">'
+                f'<span class="nc-name">{escape(shown.name(theorem))}</span> {title_html(theorem)}</a>'
+                f'<span class="nc-verdict">{words}</span></li>'
+            )
+        if items:
+            title = f'<a href="{shown.link(docname)}">{escape(shown.chapter_title(docname))}</a>'
+            parts.append(f'<p class="nc-map-chapter">{title}</p><ul>{"".join(items)}</ul>')
+    return [raw("".join([*parts, "</div>", summary(shown)]))]
+
+
+def summary(shown: Shown) -> str:
+    """One line for the whole book: how many hold, at which scale, on what, when."""
+    records = [record for _, record in shown.book.records()]
+    kind, words = verdict(records)
+    checked = {record["theorem"] for record in records}
+    facts = [
+        words,
+        f"{len(checked)} statement{'' if len(checked) == 1 else 's'} checked",
+        *_values("scale", records),
+        *_values("device", records),
+        *_values("base_seed", records),
+        f"built on {provenance.day(shown.book.built)}",
+    ]
+    return f'<p class="nc-summary {kind}">{" · ".join(escape(fact) for fact in facts)}</p>'
+
+
+def _values(name: str, records: list[Record]) -> list[str]:
+    found = sorted({str(record[name]) for record in records})
+    return [f"{name.replace('_', ' ')} {', '.join(found)}"] if found else []
+
+
+def scoreboard(shown: Shown) -> list[nodes.Node]:
+    """Every claim of the book in one table, grouped by chapter."""
+    bodies, seen = [], set[str]()
+    for docname in shown.pages:
+        rows = []
+        for record in shown.book.pages[docname].records:
+            first = record["theorem"] not in seen
+            seen.add(record["theorem"])
+            rows.append(_row(shown, record, f' id="score-{escape(record["theorem"])}"' if first else ""))
+        if rows:
+            group = f'<th scope="rowgroup" colspan="{len(COLUMNS)}">{escape(shown.chapter_title(docname))}</th>'
+            bodies.append(f'<tbody><tr class="nc-group">{group}</tr>{"".join(rows)}</tbody>')
+    caption = "<caption>Every claim that this build checked</caption>"
+    return [raw(summary(shown) + _table("".join(bodies), "Scoreboard", caption))]
+
+
+def verdict_of(shown: Shown, label: str) -> list[nodes.Node]:
+    """A theorem by name, its verdict, and the claims that checked it, folded."""
+    theorem, records = shown.theorem(label), shown.book.of(label)
+    kind, words = verdict(records)
+    title = title_html(theorem) if theorem else ""
+    rows = "".join(_row(shown, record, "") for record in records)
+    heading = (
+        f'<p class="nc-verdict-head">{shown.theorem_link(label)} <span>{title}</span> '
+        f'<span class="nc-badge {kind}">{words}</span></p>'
+    )
+    table = _table(f"<tbody>{rows}</tbody>", f"Claims on {label}")
+    folded = f"<summary>The claims, with their numbers</summary>{table}"
+    return [raw(f'{heading}<details class="nc-evidence">{folded}</details>')]
+
+
+def _table(bodies: str, name: str, caption: str = "") -> str:
+    """Claims in a box that scrolls by keyboard, with a name for screen readers."""
+    head = "".join(f'<th scope="col">{title}</th>' for title in COLUMNS)
+    return (
+        f'<div class="nc-claims-box nc-scoreboard" tabindex="0" role="region" aria-label="{escape(name)}">'
+        f'<table class="nc-claims">{caption}<thead><tr>{head}</tr></thead>{bodies}</table></div>'
+    )
+
+
+def _row(shown: Shown, record: Record, anchor: str) -> str:
+    cells = [
+        shown.theorem_link(record["theorem"]),
+        with_math(record["statement"]),
+        escape(ledger.predicted(record)),
+        escape(ledger.number(record["measured"])),
+        escape(ledger.criterion(record)),
+        escape(ledger.seeds(record)),
+        escape(f"{record['scale']}, {record['device']}"),
+        "✓ holds" if record["passed"] else "✗ fails",
+    ]
+    body = "".join(f"<td>{cell}</td>" for cell in cells)
+    return f'<tr class="{"holds" if record["passed"] else "fails"}"{anchor}>{body}</tr>'
+
+
+def with_links(shown: Shown, markup: str) -> str:
+    """The claims table of a notebook's output, its labels turned into links and its ``$…$`` set."""
+
+    def cell(match: re.Match[str]) -> str:
+        text = match[1]
+        if text in shown.where:
+            return f"<td>{shown.theorem_link(text)}</td>"
+        return f"<td>{_MATH.sub(_TYPESET, text)}</td>"
+
+    return re.sub(r"<td>([^<]*)</td>", cell, markup)
+
+
+def badge(shown: Shown, label: str) -> nodes.raw | None:
+    """Under a theorem: what this build found of it."""
+    records = shown.book.of(label)
+    if not records:
+        return None
+    kind, words = verdict(records)
+    target = shown.scoreboard_link(label)
+    text = f'<a href="{target}">{words} in this build</a>' if target else f"{words} in this build"
+    return raw(f'<p class="nc-badge {kind}">{text}</p>')
+
+
+def run_line(shown: Shown, facts: dict[str, str], notebook: str) -> nodes.raw:
+    """Under a chapter's title: how to run it, and on what this copy was run."""
+    up = "../" * shown.docname.count("/")
+    link = f'<a href="{up}{escape(notebook)}" download>download the self-contained notebook</a>'
+    rest = "".join(f" · {escape(f'{name} {value}')}" for name, value in facts.items())
+    return raw(f'<p class="nc-run"><strong>Run this chapter:</strong> {link}{rest}</p>')
+
+
+def how_made(shown: Shown, facts: dict[str, str]) -> nodes.raw:
+    """At a chapter's foot: how it came to be."""
+    records = shown.book.pages[shown.docname].records
+    _, words = verdict(records)
+    ran = f"executed in {facts['executed in']}" if "executed in" in facts else "executed"
+    sentences = [
+        f"This page was made from <code>{escape(shown.docname)}.md</code>: its code was {ran}"
+        + (f" on {facts['on']}" if "on" in facts else "")
+        + ", and every number, figure and table on it is an output of that run.",
+        f"Scale {escape(facts['scale'])}"
+        + (f", device {escape(facts['device'])}" if "device" in facts else "")
+        + (f", base seed {escape(facts['base seed'])}" if "base seed" in facts else "")
+        + f"; {escape(provenance.versions())}"
+        + (f"; commit {escape(facts['commit'])}" if "commit" in facts else "")
+        + ".",
+        f"Claims: {words}.",
+    ]
+    told = f"<summary>How this page was made</summary><p>{' '.join(sentences)}</p>"
+    return raw(f'<details class="nc-made">{told}</details>')

@@ -1,0 +1,1 @@
+"""What makes a notebook a chapter: claims, plots, stored results, figures that move."""

@@ -1,0 +1,378 @@
+"""Figures to play with, in the book's pages, in Jupyter and in Colab: no server, no network, no library.
+
+Each function here returns an `Explorable`: one HTML output that carries its data, a small script and a static
+picture.  Where the script runs it takes the picture's place, with native controls for mouse, touch, keyboard and
+screen reader; where it does not, the picture stays.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import importlib.resources
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from ..data import Data
+
+__all__ = ["Explorable", "explore_curves", "explore_flow", "replay"]
+
+_DIGITS = 4  # of numbers in a page's data; what is drawn is coarser
+
+
+class Explorable:
+    """A figure to play with; the last expression of a cell shows it.
+
+    Attributes
+    ----------
+    spec : what the script draws, as plain data.
+    caption, alt : for every reader.
+    name : the anchor.
+    """
+
+    def __init__(self, spec: Mapping[str, Any], static: Figure, *, caption: str, alt: str, name: str = "") -> None:
+        self.spec, self.caption, self.alt, self.name = dict(spec), caption, alt, name
+        self._picture = _svg(static)
+
+    def __repr__(self) -> str:
+        return f"Explorable({self.spec['kind']!r}): {self.alt}"
+
+    def _repr_html_(self) -> str:
+        data = json.dumps(self.spec, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        data = data.replace("</", r"<\/")  # nothing in it may end the script element
+        name = self.name or "explore-" + hashlib.sha256((data + self.caption).encode()).hexdigest()[:10]
+        files = importlib.resources.files(__package__)
+        style, script = ((files / f"explore.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+        return (
+            f'<figure class="nc-explore" id="{name}" role="group" aria-label="{html.escape(self.alt)}">'
+            f'<div class="nc-static"><img alt="{html.escape(self.alt)}" src="{self._picture}"></div>'
+            f"<figcaption><strong>To play with.</strong> {html.escape(self.caption)}</figcaption>"
+            f"<style>{style}</style>"
+            f'<script type="application/json">{data}</script>'
+            f'<script>{script}ncExplore.start("{name}");</script></figure>'
+        )
+
+
+def explore_flow(
+    problem: Data,
+    widths: Sequence[int],
+    *,
+    weight_decay: Sequence[float],
+    rho0: Sequence[float],
+    time: float,
+    caption: str,
+    alt: str,
+    name: str = "",
+    seed: int = 0,
+    dt: float = 0.05,
+    records: int = 60,
+    start: tuple[int, int] = (0, 0),
+) -> Explorable:
+    r"""The flow of (ρ, V) with λ and ρ₀ to choose, integrated in the page itself.
+
+    The script takes the steps of `nclib.flow`, in the normalised model and without cooling, from the same initial
+    direction: the numbers that it shows are those of ``flow(problem, widths, …, cooling=0)`` to rounding.
+
+    Parameters
+    ----------
+    problem : two classes; a small one (N·d·width of a few thousand), for a phone integrates it at every touch.
+    widths : hidden widths.
+    weight_decay, rho0 : the values of λ ≥ 0 and ρ₀ > 0 between which the reader chooses.
+    time : end time > 0.
+    caption, alt : what the figure says, and a description for those who can't see it.
+    name : its anchor in the page, e.g. "explore-flow".
+    seed, dt, records : as in `nclib.flow`.
+    start : which λ and which ρ₀ are chosen at first, as positions.
+
+    Returns
+    -------
+    Explorable
+
+    Raises
+    ------
+    ValueError
+        As `nclib.flow`, and if `start` is no pair of positions.
+
+    Examples
+    --------
+    >>> from nclib.data import data
+    >>> points = data("teacher", n=4, d=2)
+    >>> explore_flow(points, (4,), weight_decay=[0.01], rho0=[1.0], time=5, caption="…", alt="The flow.")
+    Explorable('flow'): The flow.
+    """
+    from ..theory.flow import flow
+    from ..theory.relu import random_directions
+
+    decays, norms = [float(v) for v in weight_decay], [float(v) for v in rho0]
+    if not (0 <= start[0] < len(decays) and 0 <= start[1] < len(norms)):
+        raise ValueError(f"start={start}: positions in weight_decay (of {len(decays)}) and rho0 (of {len(norms)})")
+    run = flow(
+        problem, widths, weight_decay=decays, rho0=norms, seed=seed, time=time, dt=dt, cooling=0, records=records
+    )
+    history = run.history
+    V = random_directions((run.x.shape[2], *widths, 1), [seed])
+    late = history[history["t"] > 0]
+    least, most = float(late["rho"].min()), float(late["rho"].max())
+    times = late.loc[late["member"] == 0, "t"]
+    bound = float(np.abs(run.f).max()) * 1.4
+    spec = {
+        "kind": "flow",
+        "decays": decays,
+        "norms": norms,
+        "start": list(start),
+        "range": [least / 1.2, most * 1.2],
+        "margins": [-0.3 * bound, bound],
+        "problem": {
+            "x": run.x[0].tolist(),
+            "y": run.y[0].tolist(),
+            "V": [v[0].tolist() for v in V],
+            "times": times.tolist(),
+            "dt": dt,
+        },
+    }
+    chosen = late[(late["weight_decay"] == decays[start[0]]) & (late["rho0"] == norms[start[1]])]
+
+    def draw(axes: Any) -> None:
+        axes.loglog(chosen["t"], chosen["rho"], label="ρ")
+        axes.loglog(chosen["t"], chosen["rho_eq"].abs(), "--", label="μ/(M + λ)")
+        axes.set(xlabel="time t", ylabel="norm ρ", ylim=spec["range"])
+        axes.legend()
+
+    return Explorable(spec, _static(draw), caption=caption, alt=alt, name=name)
+
+
+def explore_curves(
+    frame: pd.DataFrame,
+    *,
+    x: str,
+    measures: Mapping[str, str],
+    controls: Mapping[str, str],
+    told: Callable[[pd.DataFrame], str],
+    caption: str,
+    alt: str,
+    name: str = "",
+    x_label: str | None = None,
+    log: str = "",
+    log_measures: Sequence[str] = (),
+    predicted: Mapping[str, str] | None = None,
+    legend: Mapping[str, str] | None = None,
+    start: Sequence[int] = (),
+) -> Explorable:
+    """Curves of a sweep, one of which the reader picks out with sliders.
+
+    Parameters
+    ----------
+    frame : tidy, one row for each point of each curve; rows of a curve agree in all `controls`.
+    x : column of the horizontal axis.
+    measures : columns that can be shown, with their labels; the reader chooses where there are several.
+    controls : columns with sliders, and their labels.
+    told : from the rows of one curve, a sentence that says what it shows (also to a screen reader).
+    caption, alt : what the figure says, and a description for those who can't see it.
+    name : its anchor in the page, e.g. "explore-flow".
+    x_label : label of the horizontal axis.
+    log : "x" for a logarithmic horizontal axis.
+    log_measures : measures drawn on a logarithmic axis.
+    predicted : for a measure, the column that holds what the theorem predicts, one value a curve.
+    legend : words for "chosen", "others" and "predicted".
+    start : positions of the sliders at first.
+
+    Returns
+    -------
+    Explorable
+
+    Raises
+    ------
+    ValueError
+        If a column is missing, or there is nothing to choose.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> frame = pd.DataFrame({"t": [0, 1, 0, 1], "rho": [1.0, 2.0, 3.0, 2.5], "start": [1, 1, 3, 3]})
+    >>> explore_curves(frame, x="t", measures={"rho": "norm ρ"}, controls={"start": "initial norm"},
+    ...                told=lambda rows: f"It ends at {rows.rho.iloc[-1]}.", caption="…", alt="Two curves.")
+    Explorable('curves'): Two curves.
+    """
+    predicted = dict(predicted or {})
+    columns = [x, *measures, *controls, *predicted.values()]
+    missing = [name for name in columns if name not in frame]
+    if missing:
+        raise ValueError(f"frame has no column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}")
+    if not measures or not controls:
+        raise ValueError("measures and controls: name at least one column of each, with its label")
+    values = [sorted(frame[name].unique().tolist()) for name in controls]
+    positions = list(start) or [0] * len(values)
+    if len(positions) != len(values) or any(not 0 <= p < len(v) for p, v in zip(positions, values, strict=True)):
+        raise ValueError(f"start={tuple(start)}: one position for each of the {len(values)} controls")
+    series = []
+    for at, rows in frame.groupby(list(controls), sort=True):
+        rows = rows.sort_values(x)
+        one = {
+            "at": [_plain(v) for v in at],
+            "x": _numbers(rows[x]),
+            "y": [_numbers(rows[name]) for name in measures],
+            "told": told(rows),
+        }
+        if predicted:
+            one["predicted"] = [
+                _numbers(rows[predicted[name]])[-1] if name in predicted else None for name in measures
+            ]
+        series.append(one)
+    words = {"chosen": "chosen", "others": "the others", **(dict(legend) if legend else {})}
+    if predicted:
+        words.setdefault("predicted", "predicted")
+    spec = {
+        "kind": "curves",
+        "x": {"label": x_label or x, "log": "x" in log},
+        "measures": [{"label": label, "log": name in log_measures} for name, label in measures.items()],
+        "controls": [
+            {"label": label, "values": [_plain(v) for v in choices], "start": position}
+            for label, choices, position in zip(controls.values(), values, positions, strict=True)
+        ],
+        "series": series,
+        "legend": words,
+    }
+    first = next(iter(measures))
+    wanted = [_plain(v[p]) for v, p in zip(values, positions, strict=True)]
+
+    def draw(axes: Any) -> None:
+        for one in series:
+            mine = one["at"] == wanted
+            y = [math.nan if v is None else v for v in one["y"][0]]
+            axes.plot(
+                one["x"], y, color="C0" if mine else "#b9b4a8", lw=2 if mine else 0.8, zorder=3 if mine else 2
+            )
+        axes.set(xlabel=x_label or x, ylabel=measures[first])
+        axes.set_xscale("log" if "x" in log else "linear")
+        axes.set_yscale("log" if first in log_measures else "linear")
+
+    return Explorable(spec, _static(draw), caption=caption, alt=alt, name=name)
+
+
+def replay(
+    frames: ArrayLike,
+    groups: Sequence[int] | NDArray[Any],
+    *,
+    names: Sequence[str],
+    at: Sequence[int | float | str],
+    told: Sequence[str],
+    title: str,
+    caption: str,
+    alt: str,
+    name: str = "",
+    label: str = "epoch",
+    axes: tuple[str, str] = ("", ""),
+    means: ArrayLike | None = None,
+    legend: str = "class mean",
+) -> Explorable:
+    """Points that move through frames, with a button to play and pause and a slider through time.
+
+    Parameters
+    ----------
+    frames : (T, P, 2), the places of P points in T frames.
+    groups : (P,), the group (class) of each point, 0, 1, …
+    names : one for each group.
+    at : (T,), what the slider says of each frame, e.g. its epoch.
+    told : (T,), a sentence for each frame (also for a screen reader).
+    title : what is seen.
+    caption, alt : what the figure says, and a description for those who can't see it.
+    name : its anchor in the page, e.g. "explore-flow".
+    label : of the slider.
+    axes : labels of the two axes.
+    means : (T, G, 2), a hollow mark and a line from the origin for each group.
+    legend : what the hollow marks are.
+
+    Returns
+    -------
+    Explorable
+
+    Raises
+    ------
+    ValueError
+        If shapes or lengths do not match.
+
+    Examples
+    --------
+    >>> replay([[[0, 1], [1, 0]], [[0, 2], [2, 0]]], [0, 1], names=["a", "b"], at=[0, 1], told=["…", "…"],
+    ...        title="Two points", caption="…", alt="Two points move apart.")
+    Explorable('replay'): Two points move apart.
+    """
+    places, members = np.asarray(frames, dtype=float), np.asarray(groups)
+    if places.ndim != 3 or places.shape[2] != 2 or members.shape != places.shape[1:2]:
+        raise ValueError(f"frames has shape {places.shape} and groups {members.shape}; expected (T, P, 2) and (P,)")
+    if len(at) != len(places) or len(told) != len(places):
+        raise ValueError(
+            f"at and told have {len(at)} and {len(told)} entries for {len(places)} frames; give each one"
+        )
+    if len(names) != int(members.max()) + 1:
+        raise ValueError(f"names has {len(names)} entries; the groups are 0..{int(members.max())}")
+    centres = None if means is None else np.asarray(means, dtype=float)
+    if centres is not None and centres.shape != (len(places), len(names), 2):
+        raise ValueError(f"means has shape {centres.shape}; expected {(len(places), len(names), 2)}")
+    reach = 1.08 * max(float(np.abs(places).max()), 0.0 if centres is None else float(np.abs(centres).max()))
+    spec = {
+        "kind": "replay",
+        "frames": [[_numbers(point) for point in frame] for frame in places],
+        "group": members.tolist(),
+        "groups": list(names),
+        "at": [_plain(v) for v in at],
+        "told": list(told),
+        "title": title,
+        "label": label,
+        "axes": list(axes),
+        "legend": legend,
+        "x": [-reach, reach],
+        "y": [-reach, reach],
+    }
+    if centres is not None:
+        spec["means"] = [[_numbers(point) for point in frame] for frame in centres]
+
+    def draw(ax: Any) -> None:
+        for group, name in enumerate(names):
+            chosen = places[-1][members == group]
+            ax.scatter(chosen[:, 0], chosen[:, 1], s=14, marker="os^DP"[group % 5], label=name)
+        ax.set(xlim=spec["x"], ylim=spec["y"], aspect="equal", xlabel=axes[0], ylabel=axes[1], xticks=[], yticks=[])
+        ax.legend()
+
+    return Explorable(spec, _static(draw), caption=caption, alt=alt, name=name)
+
+
+def _static(draw: Callable[[Any], None]) -> Figure:
+    """The picture for where no script runs."""
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(5.2, 3.4))
+    draw(ax)
+    return figure
+
+
+def _svg(figure: Figure) -> str:
+    """A figure as a data address, closed so that a notebook doesn't show it a second time."""
+    import matplotlib.pyplot as plt
+
+    out = io.BytesIO()
+    with plt.rc_context({"svg.hashsalt": "nclib", "svg.fonttype": "path"}):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy scalar as Python's own."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _numbers(values: Any) -> list[float | None]:
+    """Rounded numbers; what is not finite becomes None, for JSON has no word for it."""
+    return [float(f"{v:.{_DIGITS}g}") if math.isfinite(v) else None for v in np.asarray(values, dtype=float)]

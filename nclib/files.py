@@ -1,0 +1,110 @@
+"""Files that are whole or not there, their fingerprints, and a lock between processes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+__all__ = ["canonical", "fingerprint", "lock", "write"]
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def write(file: Path, content: bytes | str) -> None:
+    """Write aside, force to disk, rename: whoever reads finds the old file or the new one, never half of one.
+
+    The folder is made if need be.  Raises OSError where the disk refuses; nothing is left behind then.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write(Path(folder, "deep", "a.txt"), "whole")
+    ...     Path(folder, "deep", "a.txt").read_text()
+    'whole'
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as out:
+            out.write(content.encode() if isinstance(content, str) else content)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(aside, file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise
+    with contextlib.suppress(OSError):  # the rename itself; not every system lets a folder be opened
+        handle = os.open(file.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def canonical(value: Any) -> str:
+    """What JSON knows as text, whatever the order of the keys; raises TypeError for anything else.
+
+    Examples
+    --------
+    >>> canonical({"b": 1, "a": [2.0, None]})
+    '{"a":[2.0,null],"b":1}'
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def fingerprint(content: Any) -> str:
+    """SHA-256, as 64 hexadecimal digits, of bytes, of a text, or of anything that `canonical` takes.
+
+    Examples
+    --------
+    >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) == fingerprint('{"a":1,"b":2}')
+    True
+    """
+    if not isinstance(content, bytes):
+        content = (content if isinstance(content, str) else canonical(content)).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+@contextlib.contextmanager
+def lock(file: Path, *, waiting: str = "") -> Iterator[bool]:
+    """Hold the lock `file` between processes; True, or False on a file system that has no locks.
+
+    The system releases it when its process dies.  Where another process holds it, say `waiting` once and wait.
+
+    Raises
+    ------
+    OSError
+        If `file` cannot be made.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, lock(Path(folder, "lock")) as held:
+    ...     held
+    True
+    """
+    from filelock import FileLock, Timeout
+
+    held = FileLock(file)
+    try:
+        try:
+            held.acquire(blocking=False)
+        except Timeout:
+            if waiting:
+                print(waiting, flush=True)
+            held.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    try:
+        yield held.is_locked
+    finally:
+        held.release()

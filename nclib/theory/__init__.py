@@ -1,0 +1,1 @@
+"""The theory that is computed: closed forms, the exact flow, bounds, complexities, global optima."""

@@ -1,0 +1,333 @@
+"""The built book in a real browser: from disk and from a local server, with the network off."""
+
+from __future__ import annotations
+
+import functools
+import html
+import http.server
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from conftest import BOOK, ROOT
+from playwright.sync_api import Browser, Page, Request
+
+from bookkit import myst, notebooks
+
+#: Every page that the theme dresses.
+PAGES = sorted(
+    path.relative_to(BOOK).as_posix()
+    for path in BOOK.rglob("*.html")
+    if "_static" not in path.parts and path.name != "404.html"
+)
+CHAPTERS = [f"chapters/{path.stem}.html" for path in notebooks.chapters(ROOT)]
+
+WIDE = {"width": 1360, "height": 900}
+
+pytestmark = pytest.mark.usefixtures("built_book")
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves files and says nothing."""
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[str]:
+    """Address of a local server of the book."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=BOOK))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+class Reader:
+    """A page in the browser, with all that went wrong on it; nothing beyond this machine is reached."""
+
+    def __init__(self, browser: Browser, **options: Any) -> None:
+        self.context = browser.new_context(**options)
+        self.page: Page = self.context.new_page()
+        self.wrong: list[str] = []
+        self.weights: dict[str, int] = {}  # in bytes, of the files on this disk that the page asked for
+        self.page.on("console", lambda m: self._note(f"console: {m.text}") if m.type == "error" else None)
+        self.page.on("pageerror", lambda error: self._note(f"script: {error}"))
+        self.page.on("requestfailed", lambda r: self._note(f"request failed: {r.url}"))
+        self.page.on("response", lambda r: self._note(f"{r.status}: {r.url}") if r.status >= 400 else None)
+        self.page.on("request", self._weigh)
+        self.context.route("**/*", self._local_only)
+
+    def _note(self, what: str) -> None:
+        self.wrong.append(what)
+
+    def _weigh(self, request: Request) -> None:
+        path = Path(unquote(urlsplit(request.url).path))
+        if path.is_file():
+            self.weights[path.relative_to(BOOK).as_posix()] = path.stat().st_size
+
+    def _local_only(self, route: Any) -> None:
+        address = urlsplit(route.request.url)
+        if address.scheme in ("file", "data", "blob") or address.hostname == "127.0.0.1":
+            route.continue_()
+        else:
+            self._note(f"asked the network for {route.request.url}")
+            route.abort()
+
+    def open(self, address: str) -> Page:
+        """Open a page and wait until its mathematics is set."""
+        self.page.goto(address, wait_until="load")
+        self.page.evaluate("() => window.MathJax?.startup?.promise")
+        return self.page
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+
+
+class Sheet(NamedTuple):
+    """A page of the book, open on a wide screen."""
+
+    name: str
+    page: Page
+    wrong: list[str]
+
+
+@pytest.fixture(scope="module")
+def sheets(browser: Browser, served: str) -> Iterator[Callable[[str], Sheet]]:
+    """Opens a page from the server, once for all the tests that look at it."""
+    readers: list[Reader] = []
+
+    @functools.cache
+    def opened(name: str) -> Sheet:
+        reader = Reader(browser, viewport=WIDE, color_scheme="light", reduced_motion="reduce")
+        readers.append(reader)
+        return Sheet(name, reader.open(served + name), reader.wrong)
+
+    yield opened
+    for reader in readers:
+        reader.context.close()
+
+
+@pytest.fixture(params=PAGES)
+def sheet(request: pytest.FixtureRequest, sheets: Callable[[str], Sheet]) -> Sheet:
+    """Each page in turn."""
+    return sheets(request.param)
+
+
+@pytest.fixture(params=["disk", "server"])
+def base(request: pytest.FixtureRequest, served: str) -> str:
+    """Where the book is read."""
+    return served if request.param == "server" else f"{BOOK.as_uri()}/"
+
+
+def check_mathematics(name: str, page: Page) -> None:
+    """All of it is set, and none with an error."""
+    formulas = page.locator(".math").count()
+    assert page.locator("mjx-container").count() >= formulas
+    assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
+    if name in CHAPTERS:
+        assert formulas > 0
+
+
+def test_page_loads_without_a_fault_from_a_server(sheet: Sheet) -> None:
+    assert sheet.wrong == []
+    assert sheet.page.title()
+    check_mathematics(sheet.name, sheet.page)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_loads_without_a_fault_from_disk_and_a_chapter_weighs_at_most_three_megabytes(
+    name: str, browser: Browser
+) -> None:
+    with Reader(browser) as reader:
+        page = reader.open(f"{BOOK.as_uri()}/{name}")
+        check_mathematics(name, page)
+        page.evaluate("window.scrollTo(0, document.body.scrollHeight)")  # pictures that wait to be seen
+        page.wait_for_timeout(300)
+        assert reader.wrong == []
+        assert name in reader.weights
+        heaviest = sorted(reader.weights.items(), key=lambda item: -item[1])[:5]
+        assert name not in CHAPTERS or sum(reader.weights.values()) <= 3e6, heaviest
+
+
+def test_search_finds_margin(base: str, browser: Browser) -> None:
+    with Reader(browser) as reader:
+        page = reader.open(f"{base}search.html?q=margin")
+        page.locator("#search-results li a").first.wait_for(timeout=20_000)
+        page.wait_for_load_state("networkidle")
+        assert page.locator("#search-results li a").first.get_attribute("href")
+        assert reader.wrong == []
+
+
+OVERFLOWING = """() => {
+    const limit = document.documentElement.clientWidth;
+    const boxed = e => { for (let p = e.parentElement; p && p !== document.body; p = p.parentElement)
+        if (getComputedStyle(p).overflowX !== 'visible') return true; return false; };
+    return [...document.querySelectorAll('article *')]
+        .filter(e => e.getBoundingClientRect().right > limit + 1 && !boxed(e))
+        .map(e => e.tagName + '.' + e.className).slice(0, 5);
+}"""
+
+
+def unfold(page: Page) -> None:
+    """Open everything that is folded."""
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    page.evaluate("document.querySelectorAll('.toggle-hidden .toggle-button').forEach(b => b.click())")
+
+
+@pytest.mark.parametrize("width", [390, 820, 1000, 1360])
+def test_page_does_not_scroll_sideways(sheet: Sheet, width: int) -> None:
+    sheet.page.set_viewport_size({"width": width, "height": 844})
+    unfold(sheet.page)
+    inner, outer = sheet.page.evaluate(
+        "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    )
+    too_wide = sheet.page.evaluate(OVERFLOWING)
+    sheet.page.set_viewport_size(WIDE)
+    assert inner <= outer, too_wide
+    assert too_wide == []
+
+
+CONTRAST = """() => {
+    const parse = text => { const m = text.match(/[\\d.]+/g).map(Number);
+        return [m[0], m[1], m[2], m[3] ?? 1]; };
+    const over = (top, under) => [0, 1, 2].map(i => top[i] * top[3] + under[i] * (1 - top[3])).concat(1);
+    const light = c => { const [r, g, b] = c.map(v => v / 255).map(v => v <= .04045 ? v / 12.92
+        : ((v + .055) / 1.055) ** 2.4); return .2126 * r + .7152 * g + .0722 * b; };
+    const ground = e => { const stack = [];
+        for (let p = e; p; p = p.parentElement) stack.push(parse(getComputedStyle(p).backgroundColor));
+        return stack.reverse().reduce((under, top) => over(top, under), [255, 255, 255, 1]); };
+    const bad = [];
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) {
+        const e = walker.currentNode.parentElement;
+        if (!walker.currentNode.data.trim() || !e.closest('.bd-main, .bd-sidebar-primary')) continue;
+        if (e.closest('script, style, svg, mjx-assistive-mml, .headerlink, .visually-hidden, kbd')) continue;
+        if (e.closest('.search-button__kbd-shortcut')) continue;
+        const style = getComputedStyle(e);
+        if (style.visibility !== 'visible' || !e.getClientRects().length || style.opacity === '0') continue;
+        const back = ground(e), text = over(parse(style.color), back);
+        const [a, b] = [light(text), light(back)].sort((x, y) => y - x);
+        const ratio = (a + .05) / (b + .05);
+        if (ratio < 4.5) bad.push(ratio.toFixed(2) + ' ' + e.tagName + '.' + e.className + ' '
+            + walker.currentNode.data.trim().slice(0, 40) + ' ' + style.color + ' on ' + back);
+    }
+    return bad;
+}"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_is_readable_in_both_themes(sheet: Sheet, theme: str) -> None:
+    sheet.page.emulate_media(color_scheme=theme)
+    unfold(sheet.page)
+    sheet.page.wait_for_function(f"document.documentElement.dataset.theme === '{theme}'")
+    ground = sheet.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 150) == (theme == "dark")
+    assert sheet.page.evaluate(CONTRAST) == []
+
+
+def test_figures_have_alt_text_and_a_caption(sheet: Sheet) -> None:
+    for picture in sheet.page.locator("article img").all():
+        alt = picture.get_attribute("alt") or ""
+        assert len(alt.split()) > 2, f"{picture.get_attribute('src')}: alt text is {alt!r}"
+        assert not re.search(r"[0-9a-f]{16,}", alt)
+        assert picture.evaluate("e => e.complete && e.naturalWidth > 0")
+        caption = picture.evaluate("e => e.closest('figure')?.querySelector('figcaption')?.innerText ?? ''")
+        assert re.match(r"(Figure \d+\.\d+|To play with\.)\s+\S", caption), f"{alt}: caption is {caption!r}"
+
+
+def test_links_inside_the_book_lead_somewhere() -> None:
+    ids, links = {}, []
+    for name in PAGES:
+        text = (BOOK / name).read_text("utf-8")
+        ids[name] = set(re.findall(r'\bid="([^"]+)"', text))
+        found = re.findall(r'<(?:a|link)\b[^>]*\bhref="([^"]+)"', text)
+        links += [(name, html.unescape(link).partition("?")[0]) for link in found]
+    inside = [(name, link) for name, link in links if not re.match(r"[a-z]+:", link)]
+    assert inside
+    for name, link in inside:
+        path, _, anchor = link.partition("#")
+        target = os.path.normpath((Path(name).parent / path).as_posix()) if path else name
+        assert (BOOK / target).is_file(), f"{name}: {link}"
+        assert not anchor or target not in ids or unquote(anchor) in ids[target], f"{name}: {link}"
+
+
+def test_scoreboard_is_accessible(sheets: Callable[[str], Sheet]) -> None:
+    page = sheets("reference/scoreboard.html").page
+    assert page.locator("table.nc-claims caption").count() == 1
+    assert page.locator("table.nc-claims thead th[scope=col]").count() == 8
+    box = page.locator(".nc-scoreboard")
+    assert box.get_attribute("tabindex") == "0"
+    assert box.get_attribute("aria-label")
+    assert page.locator("html").get_attribute("lang") == "en"
+
+
+def test_nothing_is_linked_from_elsewhere() -> None:
+    """Scripts, styles, pictures and frames are all in the book."""
+    for path in BOOK.rglob("*.html"):
+        text = path.read_text("utf-8")
+        tags = re.findall(r"<(?:script|img|iframe|source|video|audio|link)\b[^>]*>", text)
+        outside = [tag for tag in tags if re.search(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", tag)]
+        assert not [tag for tag in outside if 'rel="canonical"' not in tag], path.name
+    for path in (BOOK / "_static").glob("*.css"):
+        assert not re.search(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//", path.read_text("utf-8")), path.name
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_chapter_offers_its_self_contained_notebook(name: str, sheets: Callable[[str], Sheet]) -> None:
+    line = sheets(name).page.locator(".nc-run")
+    assert re.search(r"scale (quick|full) · device .+ · base seed \d+ · executed in", line.inner_text())
+    with sheets(name).page.expect_download() as download:
+        line.locator("a").click()
+    assert "@title Set-up" in Path(download.value.path()).read_text("utf-8")
+
+
+def test_plain_notebooks_number_things_as_the_book_does() -> None:
+    sources = notebooks.chapters(ROOT)
+    read = [(path, notebooks.notebook(path.read_text("utf-8"))) for path in sources]
+    targets = myst.collect(read, ROOT / "references.bib").targets
+    numbered = {label: t for label, t in targets.items() if label and t.number and t.kind != "equation"}
+    assert numbered
+    text = "".join((BOOK / name).read_text("utf-8") for name in CHAPTERS)
+    for label, target in numbered.items():
+        place = text.partition(f'id="{label}"')[2]
+        caption = re.search(r'<span class="caption-number">\s*([^<]+?)\s*</span>', place)
+        assert caption, label
+        assert caption[1] == str(target), label
+
+
+# ----------------------------------------------------------------------------------------------------- completeness
+
+STATEMENT = re.compile(r"^:::\{prf:(theorem|proposition|corollary|observation)\}.*\n:label: (\S+)", re.MULTILINE)
+
+
+def statements(*kinds: str) -> set[str]:
+    """Labels of the book's statements of some kinds."""
+    texts = [path.read_text("utf-8") for path in sorted((ROOT / "chapters").glob("*.md"))]
+    return {label for text in texts for kind, label in STATEMENT.findall(text) if kind in kinds}
+
+
+def test_every_statement_has_its_verdict_told() -> None:
+    text = (ROOT / "reference/verdicts.md").read_text("utf-8")
+    told = re.findall(
+        r"^```\{verdict\} (\S+)\n```\n\n\*\*Predicted\.\*\* .+\n\n\*\*Found\.\*\* ", text, re.MULTILINE
+    )
+    assert len(told) == len(set(told)) >= 40
+    assert statements("theorem", "proposition", "corollary", "observation") <= set(told)
+
+
+def test_every_theorem_has_its_assumptions_in_the_table() -> None:
+    text = (ROOT / "reference/assumptions.md").read_text("utf-8")
+    rows = re.findall(r"^\| \{prf:ref\}`(\S+?)` .*$", text, re.MULTILINE)
+    assert sorted(rows) == sorted(statements("theorem", "proposition", "corollary"))

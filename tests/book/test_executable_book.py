@@ -1,0 +1,238 @@
+"""The book's own Sphinx extension, on a small book: nothing stale, nothing unchecked, failure is loud."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, python, run
+
+from bookkit import ledger, notebooks, provenance
+
+CHAPTER = """---
+jupytext:
+  text_representation:
+    extension: .md
+    format_name: myst
+kernelspec:
+  display_name: Python 3
+  name: python3
+---
+
+# A norm
+
+```{code-cell} ipython3
+import nclib as nc
+
+nc.chapter("01_norm")
+```
+
+:::{prf:theorem} Equilibrium
+:label: thm-equilibrium
+
+The norm is $\\rho=\\mu/(M+\\lambda)$.
+
+:::
+
+```{code-cell} ipython3
+predicted = 0.5 / (0.25 + 0.01)
+nc.claim("thm-equilibrium", "the norm is $\\\\rho$", predicted=predicted, measured=MEASURED, rtol=1e-3)
+```
+"""
+HOLDS = CHAPTER.replace("MEASURED", "predicted * (1 + 1e-4)")
+BROKEN = CHAPTER.replace("MEASURED", "predicted * 1.02")
+
+
+def make_book(folder: Path, chapter: str) -> Path:
+    """A book of one chapter and an index, with this project's configuration, extension and package."""
+    for name in ("bookkit", "assets", "nclib"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("_config.yml", "constraints.txt", "references.bib"):
+        shutil.copy(ROOT / name, folder / name)
+    entry = {"file": "chapters/01_norm"}
+    parts = [
+        {"caption": "Theory", "numbered": 2, "chapters": [entry]},
+        {"chapters": [{"file": "scoreboard"}]},
+    ]
+    (folder / "_toc.yml").write_text(yaml.safe_dump({"format": "jb-book", "root": "index", "parts": parts}))
+    (folder / "index.md").write_text("# A book\n\n```{theorem-map}\n```\n", "utf-8")
+    (folder / "scoreboard.md").write_text("# Scoreboard\n\n```{scoreboard}\n```\n", "utf-8")
+    (folder / "chapters").mkdir()
+    (folder / "chapters" / "01_norm.md").write_text(chapter, "utf-8")
+    return folder
+
+
+def build(book: Path, *options: str, **variables: str) -> tuple[int, str]:
+    """Build the book; return the exit code and what was printed (without colours)."""
+    # The package of the small book, not the one that is installed.
+    named = {"PYTHONPATH": str(book), "NCLIB_CLAIMS": "", **variables}
+    done = run([Path(sys.executable).with_name("jupyter-book"), "build", ".", *options], book, **named)
+    return done.returncode, re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
+
+
+def strict(book: Path, **variables: str) -> tuple[int, str]:
+    """Build as `make book` does."""
+    return build(book, "-W", "-n", "--keep-going", **variables)
+
+
+def html(book: Path, page: str) -> str:
+    """A finished page."""
+    return (book / "_build" / "html" / f"{page}.html").read_text("utf-8")
+
+
+def test_claims_are_shown_kept_and_never_stale(tmp_path: Path) -> None:
+    book = make_book(tmp_path / "book", HOLDS)
+    code, log = strict(book)
+    assert code == 0, log
+    assert "Executing notebook" in log
+
+    # The scoreboard and the map link the theorem by its number and give its verdict.
+    for page in ("scoreboard", "index"):
+        assert 'href="chapters/01_norm.html#thm-equilibrium"' in html(book, page)
+        assert "Theorem 1.1" in html(book, page)
+    assert html(book, "scoreboard").count('<tr class="holds"') == 1
+    assert "✓ 1 of 1 claim holds" in html(book, "index")
+    chapter = html(book, "chapters/01_norm")
+    assert 'href="#thm-equilibrium">Theorem 1.1</a></td>' in chapter
+    assert '<a href="../scoreboard.html#score-thm-equilibrium">✓ 1 of 1 claim holds in this build</a>' in chapter
+    assert 'href="../colab/01_norm.ipynb" download' in chapter
+    assert re.search(r"scale quick · device \S.* · base seed 0 · executed in \d+ s · on \d{4}-\d\d-\d\d", chapter)
+    assert (book / "_build" / "html" / "colab" / "01_norm.ipynb").exists()
+    (record,) = json.loads((book / "_build" / "claims" / "01_norm.json").read_text("utf-8"))
+    assert record["passed"]
+    assert record["base_seed"] == 0
+
+    # A second build executes nothing; what lies about in the ledger's folder is not believed, but mended.
+    ledger_file = book / "_build" / "claims" / "01_norm.json"
+    ledger_file.write_text(json.dumps([{**record, "statement": "forged"}]), "utf-8")
+    (book / "_build" / "claims" / "99_gone.json").write_text("[]", "utf-8")
+    (book / "index.md").write_text("# The book\n\n```{theorem-map}\n```\n", "utf-8")
+    code, log = strict(book)
+    assert code == 0, log
+    assert "Executing notebook" not in log
+    assert "forged" not in html(book, "scoreboard")
+    assert json.loads(ledger_file.read_text("utf-8")) == [record]
+    assert not (book / "_build" / "claims" / "99_gone.json").exists()
+
+    # Another text around the same code: read again, from the execution cache.
+    path = book / "chapters" / "01_norm.md"
+    path.write_text(path.read_text("utf-8").replace("The norm is", "The final norm is"), "utf-8")
+    code, log = strict(book)
+    assert code == 0, log
+    assert "Using cached notebook" in log
+    assert html(book, "scoreboard").count('<tr class="holds"') == 1
+
+    # Another package (and another base seed): everything is executed again.
+    claims = book / "nclib" / "book" / "claims.py"
+    claims.write_text(claims.read_text("utf-8").replace("def claim(", "WORD = 1\n\n\ndef claim("), "utf-8")
+    code, log = strict(book, NCLIB_SEED="7")
+    assert code == 0, log
+    assert "Executing notebook" in log
+    assert "base seed 7" in html(book, "scoreboard")
+
+    # What no longer claims anything leaves no verdict behind, and is an error.
+    path.write_text(re.sub(r"nc\.claim\(.*\)\n", "", path.read_text("utf-8")), "utf-8")
+    code, log = strict(book, NCLIB_SEED="7")
+    assert code != 0
+    assert "no claim checks theorem 'thm-equilibrium'" in log
+    assert "holds" not in html(book, "scoreboard").partition("<article")[2].partition("</article")[0]
+    assert not ledger_file.exists()
+
+
+def test_broken_claim_fails_the_build_and_says_where(tmp_path: Path) -> None:
+    book = make_book(tmp_path / "book", BROKEN)
+    code, log = build(book)  # even without -W
+    assert code != 0
+    assert "01_norm: claim on thm-equilibrium fails: the norm is" in log
+    assert "ClaimFailed" in log
+    assert "no claim checks" not in log
+    # The page that a reader might open all the same does not hide it.
+    assert "✗ 1 of 1 claim fails" in html(book, "index")
+
+
+def test_claim_without_theorem_and_foreign_chapter_are_errors(tmp_path: Path) -> None:
+    text = HOLDS.replace('claim("thm-equilibrium"', 'claim("thm-equilibrum"').replace('"01_norm"', '"02_norm"')
+    code, log = strict(make_book(tmp_path / "book", text))
+    assert code != 0
+    assert "a claim names 'thm-equilibrum', which is no theorem of the book" in log
+    assert "no claim checks theorem 'thm-equilibrium'" in log
+    assert 'begin with nc.chapter("01_norm")' in log
+
+
+def test_broken_claim_fails_nbmake_and_says_where(tmp_path: Path) -> None:
+    (tmp_path / "broken.ipynb").write_text(notebooks.as_text(notebooks.notebook(BROKEN)), "utf-8")
+    done = python("-m", "pytest", "--nbmake", "-p", "no:cacheprovider", ".", cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 1
+    assert "1 failed" in done.stdout
+    assert "thm-equilibrium" in done.stdout
+    assert "broken.ipynb" in done.stdout
+
+
+# --- the parts ------------------------------------------------------------------------------------
+
+
+def test_fingerprint_follows_package_pins_results_and_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nclib").mkdir()
+    (tmp_path / "results").mkdir()
+    seen = {provenance.fingerprint(tmp_path)}
+    for name in ("nclib/a.py", "constraints.txt", "results/run.csv"):
+        (tmp_path / name).write_text("1", "utf-8")
+        seen.add(provenance.fingerprint(tmp_path))
+    for name in ("NCLIB_SCALE", "NCLIB_SEED"):
+        monkeypatch.setenv(name, "9")
+        seen.add(provenance.fingerprint(tmp_path))
+    assert len(seen) == 6
+    (tmp_path / "index.md").write_text("prose", "utf-8")
+    assert provenance.fingerprint(tmp_path) in seen
+
+
+def test_commit_is_empty_outside_a_repository(tmp_path: Path) -> None:
+    assert provenance.commit(tmp_path) == ""
+
+
+RECORD = {
+    "theorem": "thm-a",
+    "chapter": "01_a",
+    "statement": "s",
+    "predicted": 2.0,
+    "measured": [2.0, 2.1],
+    "deviation": 0.05,
+    "tolerance": "rtol 0.1",
+    "seeds": 2,
+    "confidence_interval": [1.99, 2.11],
+    "passed": True,
+}
+
+
+def test_records_are_told_in_words() -> None:
+    assert ledger.criterion(RECORD) == "relative error ≤ 0.1, is 0.05"
+    assert ledger.criterion({**RECORD, "tolerance": "at most 3"}) == "at most 3"
+    assert ledger.predicted(RECORD) == "2"
+    assert ledger.predicted({**RECORD, "predicted": "at most 3", "tolerance": "at most 3"}) == "—"
+    assert ledger.number(RECORD["measured"]) == "2 … 2.1"
+    assert ledger.number([1.0, None]) == "1 of 2 not finite"
+    assert ledger.number(None) == "not finite"
+    assert ledger.seeds(RECORD) == "2: 2.050 ± 0.060"
+    assert ledger.seeds({**RECORD, "seeds": 1, "confidence_interval": None}) == "1"
+
+
+def test_problems_name_the_page() -> None:
+    theorem = ledger.Theorem("thm-a", "theorem", "theorem", [], 7)
+    book = ledger.Ledger(pages={"chapters/01_a": ledger.Page(theorems={"thm-a": theorem})})
+    assert list(ledger.problems(book, {"chapters/01_a"})) == [
+        ("chapters/01_a", 7, "no claim checks theorem 'thm-a'")
+    ]
+    assert list(ledger.problems(book, set())) == []  # the chapter did not run to its end
+    book.pages["chapters/01_a"].records.append(dict(RECORD))
+    assert list(ledger.problems(book, {"chapters/01_a"})) == []
+    book.pages["chapters/01_a"].records.append({**RECORD, "passed": False})
+    ((page, _, message),) = ledger.problems(book, {"chapters/01_a"})
+    assert page == "chapters/01_a"
+    assert "a claim on 'thm-a' fails: s" in message

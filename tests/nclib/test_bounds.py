@@ -1,0 +1,198 @@
+"""The bounds against exact complexities and against distributions whose error is known."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from nclib.theory import bounds, closed_forms
+
+ANGLES = np.linspace(0, 2 * np.pi, 721)
+PLANE = np.stack([np.cos(ANGLES), np.sin(ANGLES)])  # every direction in the plane, (2, angles)
+
+
+def circle(rng, n):
+    """Points uniform on the unit circle, (n, 2)."""
+    angle = rng.uniform(0, 2 * np.pi, n)
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
+def signs(rng, n, draws=200):
+    return rng.choice([-1.0, 1.0], size=(draws, n))
+
+
+# --- complexity
+
+
+@pytest.mark.parametrize(("n", "depth"), [(20, 1), (20, 2), (500, 1), (500, 2)])
+def test_rademacher_bound_is_above_the_exact_complexity(n, depth):
+    # With unit norms the supremum over a two-layer network is that over a single unit, up to its sign;
+    # in the plane its direction can be scanned.
+    rng = np.random.default_rng(0)
+    x, epsilon = circle(rng, n), signs(rng, n)
+    if depth == 1:
+        exact = np.linalg.norm(epsilon @ x, axis=1).mean() / n
+    else:
+        exact = np.abs(epsilon @ np.maximum(x @ PLANE, 0)).max(1).mean() / n
+    bound = bounds.rademacher_bound(n, depth)
+    assert exact < bound < 6 * exact
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_convolutional_bound_is_above_the_exact_complexity(alike):
+    # Two layers over c patches: the supremum is that over one shared direction w of √Σ_q (Σ ε σ(w·z_q))².
+    rng = np.random.default_rng(0)
+    n, count = 200, 9
+    patches = np.stack([circle(rng, n) for _ in range(count)])
+    if alike:
+        patches[:] = patches[0]
+    epsilon = signs(rng, n, draws=50)
+    sums = np.stack([epsilon @ np.maximum(patch @ PLANE, 0) for patch in patches])
+    exact = np.sqrt((sums**2).sum(0)).max(1).mean() / n
+    bound = bounds.rademacher_bound(n, 2, patches=(count,))
+    assert exact < bound < 12 * exact
+    if alike:  # the factor √c is really there
+        one = np.abs(sums[0]).max(1).mean() / n
+        assert exact == pytest.approx(math.sqrt(count) * one)
+
+
+def test_published_constants():
+    assert bounds.rademacher_bound(12_000, 2) == pytest.approx((math.sqrt(4 * math.log(2)) + 1) / 12_000**0.5)
+    assert 2 * 10 * bounds.rademacher_bound(12_000, 2) == pytest.approx(0.49, abs=0.005)
+    assert bounds.rademacher_bound(100, 3, 2.5) == pytest.approx(2.5 * bounds.rademacher_bound(100, 3))
+    assert bounds.rademacher_bound(100, 3, patches=(1, 1)) == bounds.rademacher_bound(100, 3)
+
+
+def test_kernels_counted_once_beat_the_dense_matrix_they_stand_for():
+    # Three 3×3 convolutions of stride 2 on 32×32, then the 4×4 map: 256, 64, 16 and 1 copies of a kernel.
+    images = torch.randn(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    images /= images.flatten(1).norm(dim=1)[:, None, None, None]
+    radius = bounds.patch_radius(images, 3, stride=2, padding=1)
+    patched = bounds.rademacher_bound(10_000, 4, radius, patches=(9, 9, 16))
+    dense = bounds.rademacher_bound(10_000, 4) * math.sqrt(256 * 64 * 16)
+    assert patched < dense / 50
+
+
+@pytest.mark.parametrize(("stride", "padding"), [(1, 0), (2, 1), (3, 2)])
+def test_patch_radius_is_the_largest_patch(stride, padding):
+    images = torch.randn(5, 2, 7, 8, generator=torch.Generator().manual_seed(0))
+    columns = torch.nn.functional.unfold(images, 3, stride=stride, padding=padding)
+    expected = columns.double().square().sum(1).mean(0).max().sqrt()
+    assert bounds.patch_radius(images, 3, stride, padding) == pytest.approx(float(expected), rel=1e-6)
+
+
+# --- the bound
+
+
+def test_parts_by_hand():
+    bound = bounds.margin_bound([-0.2, 0.0, 0.1, 0.2, 0.5], gamma=0.2, depth=3, delta=0.1)
+    assert bound.ramp_loss == pytest.approx((1 + 1 + 0.5 + 0 + 0) / 5)
+    assert bound.complexity == pytest.approx(10 * bounds.rademacher_bound(5, 3))
+    assert bound.confidence == pytest.approx(3 * math.sqrt(math.log(20) / 10))
+    assert bound.total == pytest.approx(bound.ramp_loss + bound.complexity + bound.confidence)
+    assert bound.vacuous
+
+
+def test_patches_reach_the_bound():
+    few, many = (bounds.margin_bound([0.1] * 9, 0.1, 2, patches=(count,)) for count in (1, 4))
+    assert few.complexity == bounds.margin_bound([0.1] * 9, 0.1, 2).complexity
+    assert many.complexity > 2 * few.complexity
+    assert bounds.margin_bound_over_grid([0.1] * 9, 2, patches=(4,), gammas=[0.1]) == many
+
+
+def test_interpolation_gives_twice_rho_times_the_complexity():
+    rho, n = 7.0, 500
+    bound = bounds.margin_bound(np.full(n, 1 / rho), gamma=1 / rho, depth=2)
+    assert bound.ramp_loss == pytest.approx(0, abs=1e-15)
+    assert bound.complexity == pytest.approx(2 * rho * bounds.rademacher_bound(n, 2))
+
+
+def test_grid_pays_for_the_choice_and_takes_the_best():
+    margins = np.random.default_rng(0).uniform(-0.1, 0.9, size=3000)
+    chosen = bounds.margin_bound_over_grid(margins, 2, delta=0.05)
+    each = [bounds.margin_bound(margins, gamma, 2, delta=0.05 / 81) for gamma in bounds.GAMMAS]
+    assert len(each) == 81
+    assert chosen.total == min(bound.total for bound in each)
+    free = bounds.margin_bound(margins, chosen.gamma, 2, delta=0.05)
+    assert free.confidence < chosen.confidence < 1.8 * free.confidence
+    assert not chosen.vacuous
+    assert bounds.margin_bound_over_grid(torch.tensor(margins), 2) == chosen
+
+
+@pytest.mark.parametrize("flips", [0.0, 0.1])
+def test_linear_bound_holds_on_many_draws(flips):
+    # y = sign(x₁), some labels flipped. A direction at angle α to e₁ errs on a share α/π of the circle.
+    rng = np.random.default_rng(1)
+    n, totals = 2000, []
+    for _ in range(100):
+        x = circle(rng, n)
+        y = np.sign(x[:, 0]) * rng.choice([1, -1], size=n, p=[1 - flips, flips])
+        w = closed_forms.ridge(x, y, 1e-3)
+        w /= np.linalg.norm(w)
+        wrong = math.acos(min(1.0, w[0])) / math.pi
+        error = flips + (1 - 2 * flips) * wrong
+        totals.append(bounds.margin_bound_over_grid(y * (x @ w), 1).total)
+        assert error <= totals[-1]
+    assert max(totals) < 0.8  # not by saying nothing
+
+
+def test_two_layer_bound_holds_on_many_draws():
+    # Random ReLU features and a ridge readout: their error is known by going round the circle.
+    rng = np.random.default_rng(2)
+    n, width, flips, totals = 4000, 30, 0.05, []
+    labels = np.sign(PLANE[0] * PLANE[1] + 0.5)  # two arcs of each class
+    for _ in range(40):
+        x = circle(rng, n)
+        y = np.sign(x[:, 0] * x[:, 1] + 0.5) * rng.choice([1, -1], size=n, p=[1 - flips, flips])
+        first = rng.normal(size=(2, width))
+        readout = closed_forms.ridge(np.maximum(x @ first, 0), y, 1e-2)
+        rho = np.linalg.norm(first) * np.linalg.norm(readout)
+        wrong = (labels * (np.maximum(PLANE.T @ first, 0) @ readout) <= 0)[:-1].mean()
+        error = flips + (1 - 2 * flips) * wrong
+        margins = y * (np.maximum(x @ first, 0) @ readout) / rho
+        totals.append(bounds.margin_bound_over_grid(margins, 2).total)
+        assert error <= totals[-1]
+    assert min(totals) < 1
+
+
+def test_interpolated_noise_makes_it_vacuous():
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(300, 600))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    y = rng.choice([-1.0, 1.0], size=300)
+    w = closed_forms.minimum_norm(x, y)
+    margins = y * (x @ w) / np.linalg.norm(w)
+    np.testing.assert_allclose(margins, 1 / np.linalg.norm(w), rtol=1e-9)
+    assert bounds.margin_bound_over_grid(margins, 1).vacuous
+
+
+# --- errors
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: bounds.rademacher_bound(0, 2), "n=0.*write a whole number ≥ 1"),
+        (lambda: bounds.rademacher_bound(5, 0), "depth=0.*write a whole number ≥ 1"),
+        (lambda: bounds.rademacher_bound(5, 2, -1.0), "radius=-1.0.*write the largest norm"),
+        (
+            lambda: bounds.rademacher_bound(5, 3, patches=(9,)),
+            r"patches=\(9,\): layers 2 to 3.*write 2 whole",
+        ),
+        (lambda: bounds.rademacher_bound(5, 2, patches=(0,)), r"patches=\(0,\).*write 1 whole"),
+        (lambda: bounds.patch_radius(torch.ones(2, 3, 4), 3), r"images has shape \(2, 3, 4\); write"),
+        (lambda: bounds.patch_radius(torch.ones(2, 3, 4, 4), 5), "kernel=5.*write a smaller one"),
+        (lambda: bounds.margin_bound([0.1], 0.0, 2), "gamma=0.0.*write a positive number"),
+        (lambda: bounds.margin_bound([0.1], 0.1, 2, delta=0), "delta=0.*write 0 < delta < 1"),
+        (lambda: bounds.margin_bound([5.0, 0.1], 0.1, 2), "margins reach 5,.*divide outputs by rho"),
+        (lambda: bounds.margin_bound([[0.1]], 0.1, 2), r"margins has shape \(1, 1\); write"),
+        (lambda: bounds.margin_bound([], 0.1, 2), r"margins has shape \(0,\); write"),
+        (lambda: bounds.margin_bound([float("nan")], 0.1, 2), "margins holds NaN.*write"),
+        (lambda: bounds.margin_bound_over_grid([0.1], 2, gammas=[]), "gammas is empty; write"),
+    ],
+)
+def test_errors_say_what_to_write(call, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
