@@ -171,10 +171,6 @@ def lines(frame: pd.DataFrame, *, x: str, y: str, log: str = "", ax: Axes | None
     **kwargs
         Passed to `seaborn.lineplot` (``hue``, ``style``, ``units``, …).
 
-    Returns
-    -------
-    Axes
-
     Raises
     ------
     ValueError
