@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import nbformat
 from nbclient import NotebookClient
 
+from nclib import files
+
 from . import ledger, notebooks
 
 ENOUGH = 0.9
@@ -61,9 +63,8 @@ def run(source: Path, seed: int, folder: Path, timeout: int = 1800) -> Outcome:
     )  # fmt: skip
     client.execute(env=surroundings)
     outputs = [output for cell in made.cells for output in cell.get("outputs", [])]
-    records = [dict(o["data"][ledger.MIME]) for o in outputs if ledger.MIME in o.get("data", {})]
     errors = [f"{o['ename']}: {o['evalue']}" for o in outputs if o.output_type == "error"]
-    return Outcome(source.stem, seed, records, errors)
+    return Outcome(source.stem, seed, ledger.records_in(made), errors)
 
 
 def table(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
@@ -132,7 +133,7 @@ def main() -> int:
                 print(f"   {error}", flush=True)
     rows = table(outcomes)
     print("\n" + report(rows))
-    (folder / "table.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    files.write(folder / "table.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     short = [row for row in rows if row["held"] < ENOUGH * row["of"]]
     broken = [outcome for outcome in outcomes if outcome.errors]
     print(f"\n{len(rows)} claims, {len(short)} below nine tenths; {len(broken)} of {len(outcomes)} runs broke off")

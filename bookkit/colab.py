@@ -29,8 +29,6 @@ if "nclib" not in sys.modules:
     unpacked = tempfile.mkdtemp(prefix="nclib-")
     zipfile.ZipFile(io.BytesIO(base64.b64decode(PACKAGE))).extractall(unpacked)
     sys.path.insert(0, unpacked)
-
-import nclib as nc
 '''
 
 #: Text of a zip's every entry is dated so: the archive depends on the package alone.
@@ -52,9 +50,12 @@ def package(root: Path) -> str:
 
 
 def self_contained(chapter: Path, labels: myst.Labels, carried: str) -> NotebookNode:
-    """The notebook of `chapter` in plain Markdown, with the package in its set-up cell."""
+    """The notebook of `chapter` in plain Markdown, with the package in a cell before its first code."""
     made = notebooks.notebook(notebooks.with_setup(chapter.read_text("utf-8"), url=""))
     labels.cited.clear()
+    form = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["hide-input"]}
+    carrier = nbformat.v4.new_code_cell(_CARRIER.format(package=carried).rstrip("\n"), metadata=form)
+    made.cells.insert([cell.cell_type for cell in made.cells].index("code"), carrier)
     cells = []
     for cell in made.cells:
         if cell.cell_type == "markdown":
@@ -62,11 +63,6 @@ def self_contained(chapter: Path, labels: myst.Labels, carried: str) -> Notebook
             if cell.source:
                 cells.append(cell)
             continue
-        if cell.cell_type == "code" and cell.source.startswith(notebooks.MARK):
-            cell.source = _CARRIER.format(package=carried).rstrip("\n")
-            cell.metadata = nbformat.from_dict(
-                {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["hide-input"]}
-            )
         cells.append(cell)
         figure = cell.metadata.get("mystnb", {}).get("figure", {})
         if figure.get("caption"):

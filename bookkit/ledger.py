@@ -7,7 +7,6 @@ gathered anew whenever the page is read again: a verdict can't outlive the outpu
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,7 +18,8 @@ from docutils import nodes
 from jupyter_cache import get_cache
 from sphinx.environment import BuildEnvironment
 
-MIME = "application/vnd.nclib.claim+json"
+from nclib import files
+from nclib.book.claims import MIME, criterion, number
 
 #: Statements that must be checked by at least one claim.
 MUST_BE_CHECKED = ("theorem", "proposition", "corollary")
@@ -101,7 +101,7 @@ def read_page(doctree: nodes.document, executed: Path, cache: Path) -> Page:
 
 
 def read_records(executed: Path, cache: Path) -> list[Record]:
-    """The claims among a notebook's outputs, in order.
+    """The claims of a notebook on disk.
 
     myst-nb leaves a notebook whose outputs came from the execution cache without them: there they are
     looked up as myst-nb itself looks them up, by the notebook's code.
@@ -110,6 +110,11 @@ def read_records(executed: Path, cache: Path) -> list[Record]:
     if not any(cell.get("outputs") for cell in notebook.cells):
         with suppress(KeyError):  # not there: the notebook has no outputs, or failed
             _, notebook = get_cache(cache).merge_match_into_notebook(notebook)
+    return records_in(notebook)
+
+
+def records_in(notebook: nbformat.NotebookNode) -> list[Record]:
+    """The claims among a notebook's outputs, in order."""
     outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
     return [dict(output["data"][MIME]) for output in outputs if MIME in output.get("data", {})]
 
@@ -141,55 +146,11 @@ def problems(book: Ledger, ran: set[str]) -> Iterator[tuple[str, int | None, str
 
 def write(book: Ledger, folder: Path) -> None:
     """Write each page's records to ``<folder>/<chapter>.json``, and remove those of pages that are gone."""
-    folder.mkdir(parents=True, exist_ok=True)
     kept = set()
     for name, page in book.pages.items():
         if page.records:
             path = folder / f"{name.rpartition('/')[2]}.json"
-            path.write_text(json.dumps(page.records, indent=1, ensure_ascii=False), "utf-8")
+            files.write(path, json.dumps(page.records, indent=1, ensure_ascii=False))
             kept.add(path)
     for path in set(folder.glob("*.json")) - kept:
         path.unlink()
-
-
-def number(value: object) -> str:
-    """A number to five digits; a list as its range."""
-    if value is None:
-        return "not finite"
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        finite = [v for v in value if v is not None]
-        if len(finite) < len(value):
-            return f"{len(value) - len(finite)} of {len(value)} not finite"
-        low, high = number(min(finite)), number(max(finite))
-        return low if low == high else f"{low} … {high}"
-    return f"{value:.5g}"
-
-
-def criterion(record: Record) -> str:
-    """The criterion of a claim and how much of it was used."""
-    kind, _, limit = record["tolerance"].partition(" ")
-    if kind not in ("rtol", "atol"):
-        return str(record["tolerance"])
-    name = "relative error" if kind == "rtol" else "error"
-    if record["deviation"] is None:
-        return f"{name} ≤ {limit}"
-    return f"{name} ≤ {limit}, is {record['deviation']:.2g}"
-
-
-def predicted(record: Record) -> str:
-    """What the theorem predicts, where it is more than the criterion itself."""
-    return "—" if record["predicted"] == record["tolerance"] else number(record["predicted"])
-
-
-def seeds(record: Record) -> str:
-    """How many seeds stand behind a claim, and their mean with its 95% confidence interval."""
-    interval = record.get("confidence_interval")
-    if not interval or None in interval:
-        return str(record["seeds"])
-    centre, half = (interval[0] + interval[1]) / 2, (interval[1] - interval[0]) / 2
-    digits = 1 - math.floor(math.log10(half)) if half > 0 else 5
-    if not -3 < digits < 8:
-        return f"{record['seeds']}: {centre:.4g} ± {half:.2g}"
-    return f"{record['seeds']}: {centre:.{max(digits, 0)}f} ± {half:.{max(digits, 0)}f}"

@@ -19,6 +19,8 @@ import nbformat
 import yaml
 from nbformat import NotebookNode
 
+from nclib import files
+
 ROOT = Path(__file__).resolve().parent.parent
 
 #: Environment of a chapter that shares the cores with others: its matrices are small.
@@ -32,36 +34,12 @@ MARK = "# Set-up: find the book's package, nclib. Nothing is installed or upgrad
 
 _SETUP = """\
 {mark}
-import subprocess
 import sys
-from pathlib import Path
+from importlib.util import find_spec
 
-REPOSITORY = "{url}"  # `make sync` copies repository.url of _config.yml to here
-
-try:
-    import nclib as nc
-except ModuleNotFoundError as missing:
-    if missing.name != "nclib":
-        raise
-    if not REPOSITORY:
-        raise ModuleNotFoundError(
-            "nclib is not here, and this notebook does not know the book's repository. Either set "
-            "repository.url in _config.yml and run `make sync`, or use the self-contained notebook "
-            "that the book's page offers for download."
-        ) from None
-    folder = Path(REPOSITORY).stem
-    if not Path(folder, "nclib").is_dir():
-        subprocess.run(["git", "clone", "--quiet", "--depth", "1", REPOSITORY, folder], check=True)
-    sys.path.insert(0, folder)
-    import nclib as nc
-"""
-
-_SETUP_OPTIONS = """\
-mystnb:
-  code_prompt_show: Show the set-up
-  code_prompt_hide: Hide the set-up
-tags: [hide-input]
-"""
+if not find_spec("nclib"):
+    !test -d {folder} || git clone --quiet --depth 1 {url} {folder}
+    sys.path.insert(0, "{folder}")"""
 
 _FIRST_CODE_CELL = re.compile(r"^```\{code-cell\}.*?^```$", re.MULTILINE | re.DOTALL)
 
@@ -80,19 +58,20 @@ def chapters(root: Path = ROOT) -> list[Path]:
 
 
 def setup_source(url: str) -> str:
-    """Code of the set-up cell for a repository at `url` (empty: not published yet)."""
-    return _SETUP.format(mark=MARK, url=url).rstrip("\n")
+    """Code that makes ``import nclib`` work in Colab, for a repository at `url`."""
+    return _SETUP.format(mark=MARK, url=url, folder=Path(url).stem)
 
 
 def with_setup(text: str, url: str) -> str:
-    """A chapter's source with today's set-up cell as its first code cell."""
-    cell = f"```{{code-cell}} ipython3\n---\n{_SETUP_OPTIONS}---\n{setup_source(url)}\n```"
+    """A chapter's source with today's set-up cell before its first code cell; with none while there is no `url`."""
     first = _FIRST_CODE_CELL.search(text)
-    if first is None:
-        return f"{text.rstrip()}\n\n{cell}\n"
-    if MARK in first[0]:
-        return text[: first.start()] + cell + text[first.end() :]
-    return text[: first.start()] + cell + "\n\n" + text[first.start() :]
+    if first and MARK in first[0]:
+        text = text[: first.start()] + text[first.end() :].lstrip("\n")
+        first = _FIRST_CODE_CELL.search(text)
+    if not url or not first:
+        return text
+    cell = f"```{{code-cell}} ipython3\n:tags: [hide-input]\n\n{setup_source(url)}\n```\n\n"
+    return text[: first.start()] + cell + text[first.start() :]
 
 
 def notebook(text: str) -> NotebookNode:
@@ -127,8 +106,7 @@ def write_if_changed(path: Path, text: str) -> bool:
     """Write `text` to `path` unless it says so already, so that file times mean something."""
     if path.exists() and path.read_text("utf-8") == text:
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, "utf-8")
+    files.write(path, text)
     return True
 
 

@@ -9,23 +9,13 @@ from html import escape
 from docutils import nodes
 from sphinx.application import Sphinx
 
+from nclib.book import claims
+
 from . import ledger, provenance
 from .ledger import Record, Theorem
 
 _MATH = re.compile(r"\$([^$]+)\$")
 _TYPESET = r'<span class="math notranslate nohighlight">\\(\1\\)</span>'
-
-#: Of the scoreboard.
-COLUMNS = (
-    "Theorem",
-    "Claim",
-    "Predicted",
-    "Measured",
-    "Criterion",
-    "Seeds: mean and 95% CI",
-    "Scale, device",
-    "Verdict",
-)
 
 
 class Shown:
@@ -166,14 +156,16 @@ def scoreboard(shown: Shown) -> list[nodes.Node]:
     for docname in shown.pages:
         rows = []
         for record in shown.book.pages[docname].records:
-            first = record["theorem"] not in seen
-            seen.add(record["theorem"])
-            rows.append(_row(shown, record, f' id="score-{escape(record["theorem"])}"' if first else ""))
+            label = record["theorem"]
+            rows.append(claims.row(record, anchor="" if label in seen else f' id="score-{escape(label)}"'))
+            seen.add(label)
         if rows:
-            group = f'<th scope="rowgroup" colspan="{len(COLUMNS)}">{escape(shown.chapter_title(docname))}</th>'
+            title = escape(shown.chapter_title(docname))
+            group = f'<th scope="rowgroup" colspan="{len(claims.COLUMNS)}">{title}</th>'
             bodies.append(f'<tbody><tr class="nc-group">{group}</tr>{"".join(rows)}</tbody>')
     caption = "<caption>Every claim that this build checked</caption>"
-    return [raw(summary(shown) + _table("".join(bodies), "Scoreboard", caption))]
+    table = claims.table("".join(bodies), "Scoreboard", caption=caption)
+    return [raw(summary(shown) + with_links(shown, table))]
 
 
 def verdict_of(shown: Shown, label: str) -> list[nodes.Node]:
@@ -181,42 +173,17 @@ def verdict_of(shown: Shown, label: str) -> list[nodes.Node]:
     theorem, records = shown.theorem(label), shown.book.of(label)
     kind, words = verdict(records)
     title = title_html(theorem) if theorem else ""
-    rows = "".join(_row(shown, record, "") for record in records)
     heading = (
         f'<p class="nc-verdict-head">{shown.theorem_link(label)} <span>{title}</span> '
         f'<span class="nc-badge {kind}">{words}</span></p>'
     )
-    table = _table(f"<tbody>{rows}</tbody>", f"Claims on {label}")
-    folded = f"<summary>The claims, with their numbers</summary>{table}"
+    table = claims.table(f"<tbody>{''.join(map(claims.row, records))}</tbody>", f"Claims on {label}")
+    folded = f"<summary>The claims, with their numbers</summary>{with_links(shown, table)}"
     return [raw(f'{heading}<details class="nc-evidence">{folded}</details>')]
 
 
-def _table(bodies: str, name: str, caption: str = "") -> str:
-    """Claims in a box that scrolls by keyboard, with a name for screen readers."""
-    head = "".join(f'<th scope="col">{title}</th>' for title in COLUMNS)
-    return (
-        f'<div class="nc-claims-box nc-scoreboard" tabindex="0" role="region" aria-label="{escape(name)}">'
-        f'<table class="nc-claims">{caption}<thead><tr>{head}</tr></thead>{bodies}</table></div>'
-    )
-
-
-def _row(shown: Shown, record: Record, anchor: str) -> str:
-    cells = [
-        shown.theorem_link(record["theorem"]),
-        with_math(record["statement"]),
-        escape(ledger.predicted(record)),
-        escape(ledger.number(record["measured"])),
-        escape(ledger.criterion(record)),
-        escape(ledger.seeds(record)),
-        escape(f"{record['scale']}, {record['device']}"),
-        "✓ holds" if record["passed"] else "✗ fails",
-    ]
-    body = "".join(f"<td>{cell}</td>" for cell in cells)
-    return f'<tr class="{"holds" if record["passed"] else "fails"}"{anchor}>{body}</tr>'
-
-
 def with_links(shown: Shown, markup: str) -> str:
-    """The claims table of a notebook's output, its labels turned into links and its ``$…$`` set."""
+    """A table of claims, its labels turned into links and its ``$…$`` set."""
 
     def cell(match: re.Match[str]) -> str:
         text = match[1]

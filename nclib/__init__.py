@@ -5,7 +5,7 @@ Chapters do ``import nclib as nc`` and need nothing else.
 
 from .book.claims import ClaimFailed, chapter, claim, claims_table
 from .book.explore import Explorable, explore_curves, explore_flow, replay
-from .book.plots import lines, panels, style
+from .book.plots import confidence_interval, lines, panels, style
 from .book.results import Result, result, save_result
 from .collapse import CollapseStatistics, collapse, simplex_view
 from .data import Data, data, from_arrays
@@ -73,6 +73,7 @@ __all__ = [
     "claim",
     "claims_table",
     "collapse",
+    "confidence_interval",
     "convex_optimum",
     "convnet",
     "data",

@@ -8,10 +8,16 @@ import time
 from collections.abc import Iterator
 from typing import Any, Literal, Protocol
 
-__all__ = ["Bar", "audience", "bar"]
+__all__ = ["Bar", "audience", "bar", "shell"]
 
 _LINE_EVERY = 30.0  # seconds between two lines of a log
 _DELAY = 2.0  # what is over sooner needs no bar
+
+
+def shell() -> Any:
+    """The IPython in which this process runs, in a notebook or a terminal; None elsewhere."""
+    ipython = sys.modules.get("IPython")
+    return ipython.get_ipython() if ipython else None
 
 
 def audience() -> Literal["person", "log", "program"]:
@@ -22,9 +28,7 @@ def audience() -> Literal["person", "log", "program"]:
     >>> audience() in ("person", "log", "program")
     True
     """
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    kernel = getattr(shell, "kernel", None)
+    kernel = getattr(shell(), "kernel", None)
     if kernel is not None:
         # A program that executes a notebook (nbclient, papermill) allows no input; a person's front end does.
         return "person" if getattr(kernel, "_allow_stdin", False) else "program"

@@ -1,6 +1,6 @@
 """Claims: a theorem's prediction against a measurement, checked in public.
 
-A claim prints one row (prediction, measurement, tolerance, verdict), writes itself to the chapter's ledger
+A claim shows one row (prediction, measurement, criterion, verdict), writes itself to the chapter's ledger
 ``_build/claims/<chapter>.json``, and raises when it does not hold, so that a notebook with a false claim fails.
 """
 
@@ -10,21 +10,37 @@ import html
 import json
 import math
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from platform import python_version
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from .. import files
 from ..scale import base_seed, device_name, scale_name
+from ..screen import shell
+from .plots import confidence_interval, style
 
 if TYPE_CHECKING:
     from .results import Result
 
+#: Under this type a claim stands among the outputs of its notebook.
 MIME = "application/vnd.nclib.claim+json"
+
+#: Of a table of claims; only the book's scoreboard has the last one.
+COLUMNS = (
+    "Verdict",
+    "Theorem",
+    "Claim",
+    "Predicted",
+    "Measured",
+    "Criterion",
+    "Seeds: mean and 95% CI",
+    "Scale, device",
+)
 
 
 class Record(TypedDict):
@@ -75,22 +91,15 @@ def chapter(name: str) -> None:
     """
     if not name.replace("_", "").replace("-", "").isalnum():
         raise ValueError(f"name={name!r}: a chapter is named like its file, e.g. '02_minimum_norm'")
-    from .plots import style
-
     global _chapter
     _chapter = name
     style()
     _records.clear()
     _write()
-    facts = {
-        "scale": scale_name(),
-        "device": device_name(),
-        "base seed": str(base_seed()),
-        "Python": platform.python_version(),
-        "PyTorch": torch.__version__.partition("+")[0],
-        "NumPy": np.__version__,
-    }
-    line = " · ".join(f"{key} {value}" for key, value in facts.items())
+    line = (
+        f"scale {scale_name()} · device {device_name()} · base seed {base_seed()} · Python {python_version()} · "
+        f"PyTorch {torch.__version__.partition('+')[0]} · NumPy {np.__version__}"
+    )
     _show(line, f'<p class="nc-facts">{html.escape(line)}</p>')
 
 
@@ -105,7 +114,7 @@ def claim(
     at_most: ArrayLike | None = None,
     at_least: ArrayLike | None = None,
     between: tuple[float, float] | None = None,
-    seeds: int = 1,
+    seeds: int | None = None,
     mean: bool = False,
     source: Result | None = None,
 ) -> None:
@@ -131,13 +140,14 @@ def claim(
     statement
         What is claimed, in a short sentence.
     measured
-        A number, or an array whose first axis runs over seeds when ``seeds > 1``.
+        A number, or an array whose first axis runs over independent seeds.
     predicted
         What the theorem predicts; any shape that broadcasts against `measured`.
     rtol, atol, at_most, at_least, between
         The criterion.
     seeds
-        How many independent seeds stand behind `measured`.
+        How many independent seeds stand behind `measured`, where its first axis does not say it: 1 for an array
+        from one seed; or S where that axis holds several values of each of S seeds, one seed after the other.
     mean
         Claim something of the mean over seeds, not of every entry.
     source
@@ -153,18 +163,21 @@ def claim(
     Examples
     --------
     >>> claim("thm-example", "two and two", predicted=4, measured=2 + 2, rtol=1e-12)
-    HOLDS  thm-example: two and two | predicted 4 | measured 4 | relative error 0 <= 1e-12 | 1 seed
+    HOLDS  thm-example: two and two | predicted 4 | measured 4 | relative error 0 ≤ 1e-12 | 1 seed
     """
     m = _numbers("measured", measured)
     p = None if predicted is None else _numbers("predicted", predicted)
-    if seeds < 1 or (seeds > 1 and (m.ndim == 0 or len(m) != seeds)):
-        shape = "a number" if m.ndim == 0 else f"an array of shape {m.shape}"
+    rows = len(m) if m.ndim else 1
+    seeds = rows if seeds is None else seeds
+    if seeds < 1 or rows % seeds:
+        shape = f"an array of shape {m.shape}" if m.ndim else "a number"
         raise ValueError(f"seeds={seeds}: measured is {shape}; its first axis must run over the seeds")
-    if mean and seeds < 2:
-        raise ValueError("mean=True needs several seeds; write seeds=len(measured)")
-    interval = _confidence_interval(m) if seeds > 1 else None
-    tested = np.array(interval) if mean and interval else m
-    deviation, tolerance, passed = _judge(tested, p, rtol, atol, at_most, at_least, between)
+    if mean and seeds == 1:
+        raise ValueError("mean=True needs several seeds; give measured an entry for each")
+    interval = confidence_interval(m.reshape(seeds, -1).mean(1)) if seeds > 1 else None
+    tested = np.array(interval) if mean else m
+    given = dict(rtol=rtol, atol=atol, at_most=at_most, at_least=at_least, between=between)
+    deviation, tolerance, passed = _judge(tested, p, {k: v for k, v in given.items() if v is not None})
     record = Record(
         chapter=_chapter,
         theorem=theorem,
@@ -182,27 +195,16 @@ def claim(
     )
     _records.append(record)
     _write()
-    _show(_as_text(record), claims_html([record]), record)
+    _show(_line(record), claims_html([record]), record)
     if not passed:
         raise ClaimFailed(
             f"{theorem} ({_chapter}): {statement}\n"
-            f"  predicted {_brief(record['predicted'])}\n"
-            f"  measured  {_brief(record['measured'])}\n"
-            f"  {_criterion(record)} does not hold "
+            f"  predicted {number(record['predicted'])}\n"
+            f"  measured  {number(record['measured'])}\n"
+            f"  {criterion(record)} does not hold "
             f"(scale {record['scale']}, device {record['device']}, base seed {record['base_seed']}).\n"
             "  Either the theory, the experiment or the tolerance is wrong: find out which before changing any."
         )
-
-
-def claims() -> list[Record]:
-    """The claims checked so far in the open chapter, in order (copies).
-
-    Examples
-    --------
-    >>> isinstance(claims(), list)
-    True
-    """
-    return [record.copy() for record in _records]
 
 
 def claims_table() -> None:
@@ -215,49 +217,88 @@ def claims_table() -> None:
     >>> claim("thm-example", "one is one", predicted=1, measured=1, rtol=1e-12)  # doctest: +ELLIPSIS
     HOLDS ...
     >>> claims_table()
-    HOLDS  thm-example: one is one | predicted 1 | measured 1 | relative error 0 <= 1e-12 | 1 seed
+    HOLDS  thm-example: one is one | predicted 1 | measured 1 | relative error 0 ≤ 1e-12 | 1 seed
     """
-    _show("\n".join(_as_text(r) for r in _records), claims_html(_records))
+    _show("\n".join(_line(record) for record in _records), claims_html(_records))
 
 
 def claims_html(records: Sequence[Record]) -> str:
-    """Render ledger records as an accessible HTML table.
-
-    Parameters
-    ----------
-    records
-        As read from a ledger.
-
-    Returns
-    -------
-    str
-        A ``<table class="nc-claims">``; the verdict is a word, never a colour alone.
-
-    Examples
-    --------
-    >>> claims_html([]).startswith('<div class="nc-claims-box"')
-    True
-    """
-    titles = ("Verdict", "Theorem", "Claim", "Predicted", "Measured", "Criterion", "Seeds")
-    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
-    rows = []
-    for r in records:
-        verdict = "✓ holds" if r["passed"] else "✗ fails"
-        cells = [
-            verdict,
-            r["theorem"],
-            r["statement"],
-            "—" if r["predicted"] == r["tolerance"] else _brief(r["predicted"]),
-            _brief(r["measured"]) + _interval_text(r),
-            _criterion(r),
-            str(r["seeds"]),
-        ]
-        body = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-        rows.append(f'<tr class="{"holds" if r["passed"] else "fails"}">{body}</tr>')
+    """Records as an accessible HTML table; the verdict is a word, never a colour alone."""
     label = f"Claim: {records[0]['statement']}" if len(records) == 1 else f"{len(records)} claims"
+    rows = "".join(row(record, COLUMNS[:-1]) for record in records)
+    return table(f"<tbody>{rows}</tbody>", label, COLUMNS[:-1])
+
+
+def table(bodies: str, label: str, columns: Sequence[str] = COLUMNS, caption: str = "") -> str:
+    """Rows of claims in a box that scrolls by keyboard, with a label for screen readers."""
+    head = "".join(f'<th scope="col">{title}</th>' for title in columns)
+    kind = " nc-scoreboard" if len(columns) == len(COLUMNS) else ""
     return (
-        f'<div class="nc-claims-box" tabindex="0" role="region" aria-label="{html.escape(label)}">'
-        f'<table class="nc-claims"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        f'<div class="nc-claims-box{kind}" tabindex="0" role="region" aria-label="{html.escape(label)}">'
+        f'<table class="nc-claims">{caption}<thead><tr>{head}</tr></thead>{bodies}</table></div>'
+    )
+
+
+def cells(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """A record in words, one for each of the `COLUMNS`."""
+    return (
+        "✓ holds" if record["passed"] else "✗ fails",
+        record["theorem"],
+        record["statement"],
+        "—" if record["predicted"] == record["tolerance"] else number(record["predicted"]),
+        number(record["measured"]),
+        criterion(record),
+        f"{record['seeds']}{spread(record)}",
+        f"{record['scale']}, {record['device']}",
+    )
+
+
+def row(record: Mapping[str, Any], columns: Sequence[str] = COLUMNS, anchor: str = "") -> str:
+    """A record as a row of a table that has the first of the `COLUMNS`, or all."""
+    body = "".join(f"<td>{html.escape(cell, quote=False)}</td>" for cell in cells(record)[: len(columns)])
+    return f'<tr class="{"holds" if record["passed"] else "fails"}"{anchor}>{body}</tr>'
+
+
+def number(value: object) -> str:
+    """A number to five digits; a list as its range."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        finite = [v for v in value if v is not None]
+        if len(finite) < len(value):
+            return f"{len(value) - len(finite)} of {len(value)} not finite"
+        low, high = number(min(finite)), number(max(finite))
+        return low if low == high else f"{low} … {high}"
+    return "not finite" if value is None else f"{value:.5g}"
+
+
+def criterion(record: Mapping[str, Any]) -> str:
+    """The criterion of a claim and how much of it was used."""
+    kind, _, limit = record["tolerance"].partition(" ")
+    if kind not in ("rtol", "atol"):
+        return str(record["tolerance"])
+    found = "not finite" if record["deviation"] is None else f"{record['deviation']:.2g}"
+    return f"{'relative error' if kind == 'rtol' else 'error'} {found} {'≤' if record['passed'] else '>'} {limit}"
+
+
+def spread(record: Mapping[str, Any]) -> str:
+    """The mean over the seeds and its interval, e.g. ``: 2.050 ± 0.060``; nothing for one seed."""
+    interval = record["confidence_interval"]
+    if not interval or None in interval:
+        return ""
+    centre, half = (interval[0] + interval[1]) / 2, (interval[1] - interval[0]) / 2
+    digits = 1 - math.floor(math.log10(half)) if half > 0 else 5
+    if not -3 < digits < 8:
+        return f": {centre:.4g} ± {half:.2g}"
+    return f": {centre:.{max(digits, 0)}f} ± {half:.{max(digits, 0)}f}"
+
+
+def _line(record: Record) -> str:
+    _, theorem, statement, predicted, measured, kept, seeds, _ = cells(record)
+    number, _, found = seeds.partition(":")
+    return (
+        f"{'HOLDS' if record['passed'] else 'FAILS'}  {theorem}: {statement} | predicted {predicted} | "
+        f"measured {measured} | {kept} | {number} seed{'' if number == '1' else 's'}{found and f': mean{found}'}"
     )
 
 
@@ -273,27 +314,17 @@ def _numbers(name: str, value: ArrayLike) -> NDArray[np.float64]:
     return array
 
 
-def _judge(
-    m: NDArray[np.float64],
-    p: NDArray[np.float64] | None,
-    rtol: float | None,
-    atol: float | None,
-    at_most: ArrayLike | None,
-    at_least: ArrayLike | None,
-    between: tuple[float, float] | None,
-) -> tuple[float, str, bool]:
+def _judge(m: NDArray[np.float64], p: NDArray[np.float64] | None, given: dict[str, Any]) -> tuple[float, str, bool]:
     """Worst deviation (how far the criterion is from being exceeded, in its own unit), its text, the verdict."""
-    given = dict(rtol=rtol, atol=atol, at_most=at_most, at_least=at_least, between=between)
-    named = [key for key, value in given.items() if value is not None]
-    if len(named) != 1:
-        raise ValueError(f"give one criterion of rtol, atol, at_most, at_least, between; given: {named or 'none'}")
-    key = named[0]
+    if len(given) != 1:
+        names = "rtol, atol, at_most, at_least, between"
+        raise ValueError(f"give one criterion of {names}; given: {', '.join(given) or 'none'}")
+    ((key, value),) = given.items()
     if key in ("rtol", "atol"):
         if p is None:
             raise ValueError(f"{key} compares with a prediction; write predicted=…")
-        tolerance = float(given[key])  # type: ignore[arg-type]
-        if not tolerance >= 0:
-            raise ValueError(f"{key}={tolerance}: a tolerance is a number >= 0")
+        if not value >= 0:
+            raise ValueError(f"{key}={value}: a tolerance is a number >= 0")
         _broadcast("predicted", p, m)
         error = np.abs(m - p)
         if key == "rtol":
@@ -301,49 +332,29 @@ def _judge(
                 raise ValueError("rtol with a prediction of 0 can't hold; write atol=… instead")
             error = error / np.abs(p)
         worst = float(np.max(error)) if np.isfinite(error).all() else math.nan
-        return worst, f"{key} {tolerance:g}", worst <= tolerance
-    low, high = -math.inf, math.inf
-    lower: NDArray[np.float64]
-    upper: NDArray[np.float64]
-    if between is not None:
-        low, high = map(float, between)
+        return worst, f"{key} {value:g}", bool(worst <= value)
+    low, high = value if key == "between" else (value, math.inf) if key == "at_least" else (-math.inf, value)
+    lower, upper = _numbers(key, low), _numbers(key, high)
+    _broadcast(key, lower, m)
+    _broadcast(key, upper, m)
+    if key == "between":
         if not low <= high:
-            raise ValueError(f"between={between}: the first number must not exceed the second")
+            raise ValueError(f"between={value}: the first number must not exceed the second")
         text = f"between {low:g} and {high:g}"
-        lower, upper = np.array(low), np.array(high)
-    elif at_most is not None:
-        lower, upper = np.array(low), _numbers("at_most", at_most)
-        text = f"at most {_brief(_plain(upper))}"
     else:
-        assert at_least is not None
-        lower, upper = _numbers("at_least", at_least), np.array(high)
-        text = f"at least {_brief(_plain(lower))}"
-    _broadcast("the bound", lower, m)
-    _broadcast("the bound", upper, m)
+        text = f"{key.replace('_', ' ')} {number(_plain(lower if key == 'at_least' else upper))}"
     if not np.isfinite(m).all():
         return math.nan, text, False
     # The extreme entry: the largest when an upper bound can fail, else the smallest.
-    worst = float(m.min()) if np.isinf(upper).all() else float(m.max())
+    worst = float(m.min() if np.isinf(upper).all() else m.max())
     return worst, text, bool(((m >= lower) & (m <= upper)).all())
 
 
 def _broadcast(name: str, a: NDArray[np.float64], m: NDArray[np.float64]) -> None:
     try:
-        shape = np.broadcast_shapes(a.shape, m.shape)
+        np.broadcast_to(a, m.shape)
     except ValueError:
-        shape = ()
-    if shape != m.shape:
-        raise ValueError(f"{name} has shape {a.shape}, which does not broadcast to measured's {m.shape}")
-
-
-def _confidence_interval(m: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % interval of the mean over the first axis (Student's t), other axes averaged first."""
-    from scipy.stats import t
-
-    per_seed = m.reshape(len(m), -1).mean(1)
-    half = float(t.ppf(0.975, len(per_seed) - 1) * per_seed.std(ddof=1) / math.sqrt(len(per_seed)))
-    centre = float(per_seed.mean())
-    return centre - half, centre + half
+        raise ValueError(f"{name} has shape {a.shape}, which does not broadcast to measured's {m.shape}") from None
 
 
 def _finite(value: float) -> float | None:
@@ -352,86 +363,27 @@ def _finite(value: float) -> float | None:
 
 def _plain(array: NDArray[np.float64]) -> float | list[float | None] | None:
     values = [_finite(v) for v in array.ravel()]
-    return values[0] if array.ndim == 0 or array.size == 1 else values
-
-
-def _brief(value: object) -> str:
-    """A number to 4 digits; a list as its range."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        finite = [v for v in value if v is not None]
-        if len(finite) < len(value):
-            return f"{len(value) - len(finite)} of {len(value)} not finite"
-        low, high = f"{min(finite):.4g}", f"{max(finite):.4g}"
-        return low if low == high else f"{low} … {high}"
-    return "not finite" if value is None else f"{value:.4g}"
-
-
-def _interval_text(record: Mapping[str, Any]) -> str:
-    interval = record["confidence_interval"]
-    if interval is None or None in interval:
-        return ""
-    low, high = interval
-    return f"; mean {(low + high) / 2:.4g} ± {(high - low) / 2:.1g} (95% CI)"
-
-
-def _criterion(record: Mapping[str, Any]) -> str:
-    tolerance = record["tolerance"]
-    kind, _, number = tolerance.partition(" ")
-    if kind in ("rtol", "atol"):
-        found = "not finite" if record["deviation"] is None else f"{record['deviation']:.2g}"
-        name = "relative error" if kind == "rtol" else "error"
-        return f"{name} {found} {'<=' if record['passed'] else '>'} {number}".replace("<=", "≤")
-    return str(tolerance)
-
-
-def _as_text(record: Record) -> str:
-    word = "HOLDS" if record["passed"] else "FAILS"
-    plural = "" if record["seeds"] == 1 else "s"
-    return (
-        f"{word}  {record['theorem']}: {record['statement']} | predicted {_brief(record['predicted'])} | "
-        f"measured {_brief(record['measured'])}{_interval_text(record)} | "
-        f"{_criterion(record).replace('≤', '<=')} | {record['seeds']} seed{plural}"
-    )
+    return values[0] if len(values) == 1 else values
 
 
 def _show(text: str, markup: str, record: Record | None = None) -> None:
     """Display in a notebook, print elsewhere."""
-    bundle: dict[str, Any] = {"text/plain": text, "text/html": markup}
-    if record is not None:
-        bundle[MIME] = record
-    try:
-        from IPython import get_ipython
-        from IPython.display import display
-    except ImportError:
+    if shell() is None:
         print(text)
         return
-    if get_ipython() is None:
-        print(text)
-    else:
-        display(bundle, raw=True)
+    from IPython.display import display
 
-
-def _ledger() -> Path:
-    """``$NCLIB_CLAIMS``, or ``_build/claims`` in the book's folder (the one with ``_toc.yml``), or here."""
-    named = os.environ.get("NCLIB_CLAIMS")
-    if named:
-        return Path(named)
-    here = Path.cwd()
-    root = next((p for p in (here, *here.parents) if (p / "_toc.yml").exists()), here)
-    return root / "_build" / "claims"
+    claimed = {} if record is None else {MIME: record}
+    display({"text/plain": text, "text/html": markup, **claimed}, raw=True)
 
 
 def _write() -> None:
-    """Rewrite the chapter's ledger, atomically: a reader never sees half a file."""
-    folder = _ledger()
-    target = folder / f"{_chapter}.json"
-    partial = target.with_suffix(f".{os.getpid()}.part")
+    """Rewrite the ledger, in ``$NCLIB_CLAIMS`` or in ``_build/claims`` of the book (where ``_toc.yml`` is)."""
+    here = Path.cwd()
+    book = next((folder for folder in (here, *here.parents) if (folder / "_toc.yml").exists()), here)
+    target = Path(os.environ.get("NCLIB_CLAIMS") or book / "_build" / "claims") / f"{_chapter}.json"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(_records, indent=1, ensure_ascii=False, allow_nan=False), "utf-8")
-        os.replace(partial, target)
+        files.write(target, json.dumps(_records, indent=1, ensure_ascii=False, allow_nan=False))
     except OSError as error:
         raise OSError(
             f"the claims ledger {target} can't be written ({error.strerror}); set NCLIB_CLAIMS to a folder that can"

@@ -8,7 +8,6 @@ screen reader; where it does not, the picture stays.
 from __future__ import annotations
 
 import base64
-import hashlib
 import html
 import importlib.resources
 import io
@@ -19,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from ..files import fingerprint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,11 +35,16 @@ _DIGITS = 4  # of numbers in a page's data; what is drawn is coarser
 class Explorable:
     """A figure to play with; the last expression of a cell shows it.
 
-    Attributes
+    Parameters
     ----------
-    spec : what the script draws, as plain data.
-    caption, alt : for every reader.
-    name : the anchor.
+    spec
+        What the script draws, as plain data.
+    static
+        The picture for where no script runs.
+    caption, alt
+        What the figure says, and a description for those who can't see it.
+    name
+        Its anchor in the page, e.g. ``"explore-flow"``.
     """
 
     def __init__(self, spec: Mapping[str, Any], static: Figure, *, caption: str, alt: str, name: str = "") -> None:
@@ -51,7 +57,7 @@ class Explorable:
     def _repr_html_(self) -> str:
         data = json.dumps(self.spec, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         data = data.replace("</", r"<\/")  # nothing in it may end the script element
-        name = self.name or "explore-" + hashlib.sha256((data + self.caption).encode()).hexdigest()[:10]
+        name = self.name or "explore-" + fingerprint(data + self.caption)[:10]
         files = importlib.resources.files(__package__)
         style, script = ((files / f"explore.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
         return (
@@ -75,8 +81,6 @@ def explore_flow(
     alt: str,
     name: str = "",
     seed: int = 0,
-    dt: float = 0.05,
-    records: int = 60,
     start: tuple[int, int] = (0, 0),
 ) -> Explorable:
     r"""The flow of (ρ, V) with λ and ρ₀ to choose, integrated in the page itself.
@@ -86,18 +90,16 @@ def explore_flow(
 
     Parameters
     ----------
-    problem : two classes; a small one (N·d·width of a few thousand), for a phone integrates it at every touch.
-    widths : hidden widths.
-    weight_decay, rho0 : the values of λ ≥ 0 and ρ₀ > 0 between which the reader chooses.
-    time : end time > 0.
-    caption, alt : what the figure says, and a description for those who can't see it.
-    name : its anchor in the page, e.g. "explore-flow".
-    seed, dt, records : as in `nclib.flow`.
-    start : which λ and which ρ₀ are chosen at first, as positions.
-
-    Returns
-    -------
-    Explorable
+    problem
+        Two classes; a small one (N·d·width of a few thousand), for a phone integrates it at every touch.
+    widths, time, seed
+        As in `nclib.flow`.
+    weight_decay, rho0
+        The values of λ ≥ 0 and ρ₀ > 0 between which the reader chooses.
+    caption, alt, name
+        As in `Explorable`.
+    start
+        Which λ and which ρ₀ are chosen at first, as positions.
 
     Raises
     ------
@@ -117,9 +119,8 @@ def explore_flow(
     decays, norms = [float(v) for v in weight_decay], [float(v) for v in rho0]
     if not (0 <= start[0] < len(decays) and 0 <= start[1] < len(norms)):
         raise ValueError(f"start={start}: positions in weight_decay (of {len(decays)}) and rho0 (of {len(norms)})")
-    run = flow(
-        problem, widths, weight_decay=decays, rho0=norms, seed=seed, time=time, dt=dt, cooling=0, records=records
-    )
+    dt = 0.05
+    run = flow(problem, widths, weight_decay=decays, rho0=norms, seed=seed, time=time, dt=dt, cooling=0, records=60)
     history = run.history
     V = random_directions((run.x.shape[2], *widths, 1), [seed])
     late = history[history["t"] > 0]
@@ -162,7 +163,6 @@ def explore_curves(
     caption: str,
     alt: str,
     name: str = "",
-    x_label: str | None = None,
     log: str = "",
     log_measures: Sequence[str] = (),
     predicted: Mapping[str, str] | None = None,
@@ -173,23 +173,28 @@ def explore_curves(
 
     Parameters
     ----------
-    frame : tidy, one row for each point of each curve; rows of a curve agree in all `controls`.
-    x : column of the horizontal axis.
-    measures : columns that can be shown, with their labels; the reader chooses where there are several.
-    controls : columns with sliders, and their labels.
-    told : from the rows of one curve, a sentence that says what it shows (also to a screen reader).
-    caption, alt : what the figure says, and a description for those who can't see it.
-    name : its anchor in the page, e.g. "explore-flow".
-    x_label : label of the horizontal axis.
-    log : "x" for a logarithmic horizontal axis.
-    log_measures : measures drawn on a logarithmic axis.
-    predicted : for a measure, the column that holds what the theorem predicts, one value a curve.
-    legend : words for "chosen", "others" and "predicted".
-    start : positions of the sliders at first.
-
-    Returns
-    -------
-    Explorable
+    frame
+        Tidy, one row for each point of each curve; rows of a curve agree in all `controls`.
+    x
+        Column of the horizontal axis.
+    measures
+        Columns that can be shown, with their labels; the reader chooses where there are several.
+    controls
+        Columns with sliders, and their labels.
+    told
+        From the rows of one curve, a sentence that says what it shows (also to a screen reader).
+    caption, alt, name
+        As in `Explorable`.
+    log
+        ``"x"`` for a logarithmic horizontal axis.
+    log_measures
+        Measures drawn on a logarithmic axis.
+    predicted
+        For a measure, the column that holds what the theorem predicts, one value a curve.
+    legend
+        Words for ``"chosen"``, ``"others"`` and ``"predicted"``.
+    start
+        Positions of the sliders at first.
 
     Raises
     ------
@@ -234,7 +239,7 @@ def explore_curves(
         words.setdefault("predicted", "predicted")
     spec = {
         "kind": "curves",
-        "x": {"label": x_label or x, "log": "x" in log},
+        "x": {"label": x, "log": "x" in log},
         "measures": [{"label": label, "log": name in log_measures} for name, label in measures.items()],
         "controls": [
             {"label": label, "values": [_plain(v) for v in choices], "start": position}
@@ -253,7 +258,7 @@ def explore_curves(
             axes.plot(
                 one["x"], y, color="C0" if mine else "#b9b4a8", lw=2 if mine else 0.8, zorder=3 if mine else 2
             )
-        axes.set(xlabel=x_label or x, ylabel=measures[first])
+        axes.set(xlabel=x, ylabel=measures[first])
         axes.set_xscale("log" if "x" in log else "linear")
         axes.set_yscale("log" if first in log_measures else "linear")
 
@@ -271,31 +276,28 @@ def replay(
     caption: str,
     alt: str,
     name: str = "",
-    label: str = "epoch",
-    axes: tuple[str, str] = ("", ""),
     means: ArrayLike | None = None,
-    legend: str = "class mean",
 ) -> Explorable:
     """Points that move through frames, with a button to play and pause and a slider through time.
 
     Parameters
     ----------
-    frames : (T, P, 2), the places of P points in T frames.
-    groups : (P,), the group (class) of each point, 0, 1, …
-    names : one for each group.
-    at : (T,), what the slider says of each frame, e.g. its epoch.
-    told : (T,), a sentence for each frame (also for a screen reader).
-    title : what is seen.
-    caption, alt : what the figure says, and a description for those who can't see it.
-    name : its anchor in the page, e.g. "explore-flow".
-    label : of the slider.
-    axes : labels of the two axes.
-    means : (T, G, 2), a hollow mark and a line from the origin for each group.
-    legend : what the hollow marks are.
-
-    Returns
-    -------
-    Explorable
+    frames
+        (T, P, 2), the places of P points in T frames.
+    groups
+        (P,), the group (class) of each point, 0, 1, …
+    names
+        One for each group.
+    at
+        (T,), what the slider says of each frame: its epoch.
+    told
+        (T,), a sentence for each frame (also for a screen reader).
+    title
+        What is seen.
+    caption, alt, name
+        As in `Explorable`.
+    means
+        (T, G, 2), a hollow mark and a line from the origin for the class mean of each group.
 
     Raises
     ------
@@ -329,9 +331,9 @@ def replay(
         "at": [_plain(v) for v in at],
         "told": list(told),
         "title": title,
-        "label": label,
-        "axes": list(axes),
-        "legend": legend,
+        "label": "epoch",
+        "axes": ["", ""],
+        "legend": "class mean",
         "x": [-reach, reach],
         "y": [-reach, reach],
     }
@@ -342,7 +344,7 @@ def replay(
         for group, name in enumerate(names):
             chosen = places[-1][members == group]
             ax.scatter(chosen[:, 0], chosen[:, 1], s=14, marker="os^DP"[group % 5], label=name)
-        ax.set(xlim=spec["x"], ylim=spec["y"], aspect="equal", xlabel=axes[0], ylabel=axes[1], xticks=[], yticks=[])
+        ax.set(xlim=spec["x"], ylim=spec["y"], aspect="equal", xticks=[], yticks=[])
         ax.legend()
 
     return Explorable(spec, _static(draw), caption=caption, alt=alt, name=name)

@@ -6,10 +6,14 @@ alone. Figures stand on their own pale paper and so read the same on a light and
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+from ..screen import shell
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,13 +83,9 @@ def style() -> None:
             "pdf.fonttype": 42,  # letters stay letters
         },
     )
-    try:
+    if shell() is not None:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
-    except ImportError:
-        return
-    from IPython import get_ipython
 
-    if get_ipython() is not None:
         formats = os.environ.get("NCLIB_FIGURES", "svg").split(",")
         # Without a date the same figure gives the same file; only SVG can leave it out by this name.
         set_matplotlib_formats(*formats, **({"metadata": {"Date": None}} if formats == ["svg"] else {}))
@@ -124,6 +124,35 @@ def panels(n: int = 1, *, height: float = 3.6) -> tuple[Figure, Any]:
     return plt.subplots(1, n, figsize=((6.4, 9.0, 11.0)[n - 1], height))
 
 
+def confidence_interval(values: ArrayLike) -> tuple[float, float]:
+    """95 % interval of a mean by Student's t: right for few seeds, and without a bootstrap's randomness.
+
+    Parameters
+    ----------
+    values
+        One number a seed.
+
+    Returns
+    -------
+    low, high
+        Both NaN for a single value.
+
+    Examples
+    --------
+    >>> low, high = confidence_interval([1.0, 2.0, 3.0])
+    >>> round(low, 3), round(high, 3)
+    (-0.484, 4.484)
+    """
+    from scipy.stats import t
+
+    sample = np.asarray(values, dtype=float)
+    if len(sample) < 2:
+        return math.nan, math.nan
+    half = float(t.ppf(0.975, len(sample) - 1) * sample.std(ddof=1) / math.sqrt(len(sample)))
+    centre = float(sample.mean())
+    return centre - half, centre + half
+
+
 def lines(frame: pd.DataFrame, *, x: str, y: str, log: str = "", ax: Axes | None = None, **kwargs: Any) -> Axes:
     """Line plot of a tidy frame: mean over the rest, band = 95 % confidence interval of that mean.
 
@@ -141,10 +170,6 @@ def lines(frame: pd.DataFrame, *, x: str, y: str, log: str = "", ax: Axes | None
         Where to draw; by default the current axes.
     **kwargs
         Passed to `seaborn.lineplot` (``hue``, ``style``, ``units``, …).
-
-    Returns
-    -------
-    Axes
 
     Raises
     ------
@@ -170,7 +195,7 @@ def lines(frame: pd.DataFrame, *, x: str, y: str, log: str = "", ax: Axes | None
     if "y" in log:  # on a logarithmic axis the mean that the eye expects is the geometric one
         kwargs.setdefault("estimator", _geometric_mean)
         kwargs.setdefault("errorbar", _geometric_interval)
-    kwargs.setdefault("errorbar", _confidence_interval)
+    kwargs.setdefault("errorbar", confidence_interval)
     drawn: Axes = sns.lineplot(frame, x=x, y=y, ax=ax, **kwargs)
     drawn.set(xlabel=LABELS.get(x, x), ylabel=LABELS.get(y, y))
     if "x" in log:
@@ -183,20 +208,10 @@ def lines(frame: pd.DataFrame, *, x: str, y: str, log: str = "", ax: Axes | None
     return drawn
 
 
-def _confidence_interval(values: pd.Series[float]) -> tuple[float, float]:
-    """95 % interval of the mean, Student's t: exact for few seeds, and without a bootstrap's randomness."""
-    from scipy.stats import t
-
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return float(values.mean() - half), float(values.mean() + half)
-
-
-def _geometric_mean(values: pd.Series[float]) -> float:
+def _geometric_mean(values: ArrayLike) -> float:
     return float(np.exp(np.log(values).mean()))
 
 
-def _geometric_interval(values: pd.Series[float]) -> tuple[float, float]:
-    low, high = _confidence_interval(values.map(np.log))
+def _geometric_interval(values: ArrayLike) -> tuple[float, float]:
+    low, high = confidence_interval(np.log(values))
     return float(np.exp(low)), float(np.exp(high))

@@ -13,12 +13,12 @@ from pathlib import Path
 import nbformat
 import pytest
 from conftest import ROOT, run
+from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook
 
-from bookkit import colab, myst, notebooks
+from bookkit import colab, ledger, myst, notebooks
 
-MIME = "application/vnd.nclib.claim+json"
 CHAPTERS = notebooks.chapters(ROOT)
 each_chapter = pytest.mark.parametrize("source", CHAPTERS, ids=lambda path: path.stem)
 
@@ -143,12 +143,6 @@ def empty(tmp_path: Path) -> Path:
     return folder
 
 
-def claims(notebook: NotebookNode) -> list[dict[str, object]]:
-    """The claims among a notebook's outputs."""
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    return [output["data"][MIME] for output in outputs if MIME in output.get("data", {})]
-
-
 @pytest.mark.drill
 def test_bare_environment_has_no_nclib_and_no_network(bare: Bare, empty: Path) -> None:
     done = bare.run("import nclib", empty)
@@ -170,7 +164,7 @@ def test_self_contained_notebook_runs_in_an_empty_folder(
     notebook = nbformat.read(self_contained / source.with_suffix(".ipynb").name, as_version=4)
     executed, wrong = bare.execute(notebook, empty)
     assert not wrong, wrong[-3000:]
-    made = claims(executed)
+    made = ledger.records_in(executed)
     assert made
     assert all(claim["passed"] for claim in made)
     assert {claim["chapter"] for claim in made} == {source.stem}
@@ -232,29 +226,42 @@ def repository(tmp_path: Path) -> str:
 
 
 def short(url: str) -> NotebookNode:
-    """A notebook with the set-up cell and one claim."""
-    claim = 'nc.chapter("short")\nnc.claim("thm-sum", "a sum", predicted=4, measured=2 + 2, rtol=0)'
-    return new_notebook(cells=[new_code_cell(notebooks.setup_source(url)), new_code_cell(claim)])
+    """A notebook of one claim, with the set-up cell where there is an address."""
+    claim = """import nclib as nc
+
+nc.chapter("short")
+nc.claim("thm-sum", "a sum", predicted=4, measured=2 + 2, rtol=0)"""
+    return notebooks.notebook(notebooks.with_setup(f"```{{code-cell}} ipython3\n{claim}\n```\n", url))
 
 
 @pytest.mark.drill
 def test_set_up_clones_the_published_repository(bare: Bare, repository: str, empty: Path) -> None:
     executed, wrong = bare.execute(short(repository), empty)
     assert not wrong, wrong[-3000:]
-    assert [claim["passed"] for claim in claims(executed)] == [True]
+    assert [claim["passed"] for claim in ledger.records_in(executed)] == [True]
     assert (empty / "small-norm" / "nclib" / "__init__.py").exists()
     # The second time the clone is there, and is not made again.
     (empty / "small-norm" / "mark").touch()
-    again = bare.run(notebooks.setup_source(repository) + "\nassert 'small-norm' in nc.__file__", empty)
-    assert again.returncode == 0, again.stdout
+    _, wrong = bare.execute(short(repository), empty)
+    assert not wrong, wrong[-3000:]
     assert (empty / "small-norm" / "mark").exists()
 
 
 @pytest.mark.drill
-def test_set_up_says_what_to_do_without_a_repository(bare: Bare, empty: Path) -> None:
-    _, wrong = bare.execute(short(""), empty)
-    assert "set repository.url in _config.yml and run `make sync`" in wrong
-    assert "self-contained notebook" in wrong
+def test_set_up_leaves_a_package_that_is_there_alone(repository: str, empty: Path) -> None:
+    cell = new_code_cell(notebooks.setup_source(repository))
+    executed = new_notebook(cells=[cell, new_code_cell("import nclib; print(nclib.__file__)")])
+    NotebookClient(executed, kernel_name="python3", resources={"metadata": {"path": str(empty)}}).execute()
+    assert executed.cells[1].outputs[0]["text"].strip() == str(ROOT / "nclib" / "__init__.py")
+    assert list(empty.iterdir()) == []
+
+
+@pytest.mark.drill
+def test_without_a_repository_the_line_that_fails_says_where_the_package_is(bare: Bare, empty: Path) -> None:
+    chapter = notebooks.notebook(CHAPTERS[0].read_text("utf-8"))
+    _, wrong = bare.execute(chapter, empty)
+    assert "No module named 'nclib'" in wrong
+    assert "import nclib as nc  # comes with the book's repository and its notebooks for download" in wrong
 
 
 # --- MyST as plain Markdown -----------------------------------------------------------------------

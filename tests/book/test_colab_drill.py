@@ -19,6 +19,7 @@ from bookkit import colab
 
 TRAIN = """
 import os
+import nclib as nc
 
 os.environ["NCLIB_RUNS"] = "drive"  # in Colab, a folder of the mounted drive
 points = nc.data("digits", classes=(3, 8), n=200)

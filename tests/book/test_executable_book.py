@@ -211,18 +211,6 @@ RECORD = {
 }
 
 
-def test_records_are_told_in_words() -> None:
-    assert ledger.criterion(RECORD) == "relative error ≤ 0.1, is 0.05"
-    assert ledger.criterion({**RECORD, "tolerance": "at most 3"}) == "at most 3"
-    assert ledger.predicted(RECORD) == "2"
-    assert ledger.predicted({**RECORD, "predicted": "at most 3", "tolerance": "at most 3"}) == "—"
-    assert ledger.number(RECORD["measured"]) == "2 … 2.1"
-    assert ledger.number([1.0, None]) == "1 of 2 not finite"
-    assert ledger.number(None) == "not finite"
-    assert ledger.seeds(RECORD) == "2: 2.050 ± 0.060"
-    assert ledger.seeds({**RECORD, "seeds": 1, "confidence_interval": None}) == "1"
-
-
 def test_problems_name_the_page() -> None:
     theorem = ledger.Theorem("thm-a", "theorem", "theorem", [], 7)
     book = ledger.Ledger(pages={"chapters/01_a": ledger.Page(theorems={"thm-a": theorem})})

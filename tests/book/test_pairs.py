@@ -46,12 +46,15 @@ def test_sync_would_change_nothing(source: Path) -> None:
 
 
 @each_chapter
-def test_set_up_is_the_first_code_cell(source: Path) -> None:
-    cells = notebooks.notebook(source.read_text("utf-8")).cells
-    first = next(cell for cell in cells if cell.cell_type == "code")
-    assert first.source == notebooks.setup_source(notebooks.config()["repository"]["url"])
-    assert "hide-input" in first.metadata.tags
-    assert sum(notebooks.MARK in cell.source for cell in cells) == 1
+def test_the_first_code_cell_imports_the_package_and_opens_the_chapter(source: Path) -> None:
+    code = [c.source for c in notebooks.notebook(source.read_text("utf-8")).cells if c.cell_type == "code"]
+    if notebooks.config()["repository"]["url"]:
+        assert code.pop(0) == notebooks.setup_source(notebooks.config()["repository"]["url"])
+    lines = code[0].splitlines()
+    assert "import nclib as nc  # comes with the book's repository and its notebooks for download" in lines
+    assert f'nc.chapter("{source.stem}")' in lines
+    assert sum("import nclib" in cell for cell in code) == 1
+    assert not any(notebooks.MARK in cell for cell in code)
 
 
 @pytest.fixture
@@ -80,17 +83,26 @@ def test_repository_address_reaches_every_set_up_cell(copied: Path) -> None:
     (copied / "_config.yml").write_text(config.replace(f'url: "{url}"', f'url: "{address}"'), "utf-8")
     notebooks.sync(copied)
     for source in notebooks.chapters(copied):
-        assert f'REPOSITORY = "{address}"' in source.read_text("utf-8")
-        assert address in source.with_suffix(".ipynb").read_text("utf-8")
+        pair = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+        first = next(cell for cell in pair.cells if cell.cell_type == "code")
+        assert first.source == notebooks.setup_source(address)
+        assert f"git clone --quiet --depth 1 {address} small-norm" in first.source
+        assert first.metadata.tags == ["hide-input"]
+    # Without an address again, the chapters are what they were.
+    (copied / "_config.yml").write_text(config, "utf-8")
+    notebooks.sync(copied)
+    for source in CHAPTERS:
+        assert (copied / "chapters" / source.name).read_text("utf-8") == source.read_text("utf-8")
 
 
-def test_set_up_goes_first_where_a_chapter_has_none() -> None:
+def test_set_up_goes_before_the_first_code_and_takes_the_place_of_an_older_one() -> None:
     text = "# A chapter\n\n```{code-cell} ipython3\nprint(1)\n```\n"
-    cells = notebooks.notebook(notebooks.with_setup(text, "")).cells
-    assert [cell.cell_type for cell in cells] == ["markdown", "code", "code"]
-    assert cells[1].source.startswith(notebooks.MARK)
-    bare = notebooks.notebook(notebooks.with_setup("# Only text\n", "")).cells
-    assert bare[-1].source.startswith(notebooks.MARK)
+    made = notebooks.with_setup(text, "https://host.invalid/a/book.git")
+    assert [cell.cell_type for cell in notebooks.notebook(made).cells] == ["markdown", "code", "code"]
+    assert notebooks.notebook(made).cells[1].source == notebooks.setup_source("https://host.invalid/a/book.git")
+    assert notebooks.with_setup(made, "https://host.invalid/b/book.git") == made.replace("/a/", "/b/")
+    assert notebooks.with_setup(made.replace("import sys\n", "import sys  # as it was\n"), "") == text
+    assert notebooks.with_setup("# Only text\n", "https://host.invalid/a/book.git") == "# Only text\n"
 
 
 def test_cell_ids_survive_an_insertion() -> None:
@@ -99,8 +111,3 @@ def test_cell_ids_survive_an_insertion() -> None:
     after = [c.id for c in notebooks.notebook(cell % 1 + cell % 3 + cell % 2 + cell % 2).cells]
     assert len(set(after)) == 4
     assert [name for name in after if name in before] == before
-
-
-def test_an_older_set_up_cell_is_replaced() -> None:
-    old = notebooks.with_setup("# A chapter\n", "").replace("import sys\n", "import sys  # as it was\n")
-    assert notebooks.with_setup(old, "") == notebooks.with_setup("# A chapter\n", "")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import nclib as nc
-from nclib.book import claims as module
+from nclib.book import claims
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +17,7 @@ def ledger(tmp_path, monkeypatch):
 
 
 def test_a_claim_that_holds_is_in_the_ledger_with_all_its_names(ledger):
-    nc.claim("thm-x", "one is one", predicted=1.0, measured=[1.0, 1.0 + 1e-9], rtol=1e-6, seeds=2)
+    nc.claim("thm-x", "one is one", predicted=1.0, measured=[1.0, 1.0 + 1e-9], rtol=1e-6)
     (record,) = json.loads(ledger.read_text())
     names = {"theorem", "statement", "predicted", "measured", "tolerance", "seeds", "scale", "device", "passed"}
     assert names <= record.keys()
@@ -69,28 +69,45 @@ def test_what_is_not_finite_never_holds(ledger, value, criterion):
 def test_one_bad_seed_fails_a_claim_about_every_seed_but_not_one_about_a_tight_mean():
     measured = [1.0, 1.0, 1.0, 1.0, 1.002]
     with pytest.raises(nc.ClaimFailed):
-        nc.claim("thm-x", "every seed", predicted=1.0, measured=measured, rtol=1e-3, seeds=5)
-    nc.claim("thm-x", "the mean", predicted=1.0, measured=measured, rtol=2e-3, seeds=5, mean=True)
+        nc.claim("thm-x", "every seed", predicted=1.0, measured=measured, rtol=1e-3)
+    nc.claim("thm-x", "the mean", predicted=1.0, measured=measured, rtol=2e-3, mean=True)
 
 
 def test_a_claim_about_the_mean_needs_the_whole_confidence_interval():
     noisy = [0.0, 2.0, 0.0, 2.0]  # mean 1, but the interval is wide
     with pytest.raises(nc.ClaimFailed):
-        nc.claim("thm-x", "positive mean", measured=noisy, at_least=0.5, seeds=4, mean=True)
+        nc.claim("thm-x", "positive mean", measured=noisy, at_least=0.5, mean=True)
 
 
-def test_the_confidence_interval_is_students_t():
+def test_the_confidence_interval_is_students_t(ledger):
     measured = np.array([1.0, 2.0, 3.0])
-    nc.claim("thm-x", "interval", measured=measured, between=(0, 9), seeds=3)
-    low, high = module.claims()[-1]["confidence_interval"]
+    nc.claim("thm-x", "interval", measured=measured, between=(0, 9))
+    (record,) = json.loads(ledger.read_text())
+    low, high = record["confidence_interval"]
     assert (low + high) / 2 == pytest.approx(2.0)
     assert (high - low) / 2 == pytest.approx(4.302652729911275 / math.sqrt(3))  # t(0.975, 2) = 4.3027
 
 
-def test_other_axes_than_the_seeds_are_averaged_for_the_interval():
-    nc.claim("thm-x", "interval", measured=np.arange(6.0).reshape(3, 2), between=(0, 9), seeds=3)
-    low, high = module.claims()[-1]["confidence_interval"]
-    assert (low + high) / 2 == pytest.approx(2.5)
+@pytest.mark.parametrize("shape", [(3, 2), (6,), (3, 1, 2), (6, 1)])
+def test_what_is_measured_of_a_seed_is_averaged_for_the_interval(ledger, shape):
+    values = np.array([0.0, 2.0, 2.0, 4.0, 4.0, 6.0]).reshape(shape)  # seed by seed: means 1, 3 and 5
+    nc.claim("thm-x", "interval", measured=values, predicted=values, atol=0, seeds=3)
+    (record,) = json.loads(ledger.read_text())
+    assert record["seeds"] == 3
+    assert record["measured"] == record["predicted"] == values.ravel().tolist()
+    low, high = record["confidence_interval"]
+    assert (low + high) / 2 == pytest.approx(3.0)
+    assert (high - low) / 2 == pytest.approx(4.302652729911275 * 2 / math.sqrt(3))
+
+
+@pytest.mark.parametrize(("measured", "seeds"), [(1.0, 1), ([1.0], 1), ([1.0, 2.0], 2), (np.ones((4, 3)), 4)])
+def test_the_first_axis_says_how_many_seeds_there_are(ledger, measured, seeds):
+    nc.claim("thm-x", "seeds", measured=measured, at_most=2)
+    nc.claim("thm-x", "one seed all the same", measured=measured, at_most=2, seeds=1)
+    counted, said = json.loads(ledger.read_text())
+    assert (counted["seeds"], said["seeds"]) == (seeds, 1)
+    assert (counted["confidence_interval"] is None) == (seeds == 1)
+    assert said["confidence_interval"] is None
 
 
 def test_tensors_are_numbers_too():
@@ -108,7 +125,11 @@ def test_tensors_are_numbers_too():
         (dict(measured=[], at_most=1), "measured is empty"),
         (dict(measured=[1.0, 2.0], predicted=[1.0, 2.0, 3.0], rtol=1), "does not broadcast"),
         (dict(measured=1.0, predicted=[1.0, 1.0], rtol=1), "does not broadcast"),
+        (dict(measured=1.0, predicted=1.0, rtol=1.0, atol=1.0), "given: rtol, atol"),
+        (dict(measured=[1.0, 2.0], at_most=[1.0, 2.0, 3.0]), "at_most has shape"),
         (dict(measured=[1.0, 2.0], at_most=9, seeds=3), "its first axis must run over the seeds"),
+        (dict(measured=[1.0, 2.0], at_most=9, seeds=0), "its first axis must run over the seeds"),
+        (dict(measured=1.0, at_most=9, seeds=5), "measured is a number; its first axis must run over the seeds"),
         (dict(measured=1.0, at_most=9, mean=True), "mean=True needs several seeds"),
         (dict(measured=1.0, between=(2, 1)), "the first number must not exceed the second"),
     ],
@@ -152,14 +173,33 @@ def test_a_chapters_name_is_a_file_name():
         nc.chapter("a/b")
 
 
+RECORD = {
+    "theorem": "thm-a", "chapter": "01_a", "statement": "1 < 2 & so on", "predicted": 2.0, "measured": [2.0, 2.1],
+    "deviation": 0.05, "tolerance": "rtol 0.1", "seeds": 2, "confidence_interval": [1.99, 2.11], "passed": True,
+    "scale": "quick", "device": "cpu", "base_seed": 0,
+}  # fmt: skip
+
+
+def test_records_are_told_in_words():
+    words = dict(zip(claims.COLUMNS, claims.cells(RECORD), strict=True))
+    assert words == {
+        "Verdict": "✓ holds", "Theorem": "thm-a", "Claim": "1 < 2 & so on", "Predicted": "2", "Measured": "2 … 2.1",
+        "Criterion": "relative error 0.05 ≤ 0.1", "Seeds: mean and 95% CI": "2: 2.050 ± 0.060",
+        "Scale, device": "quick, cpu",
+    }  # fmt: skip
+    single = {**RECORD, "predicted": "at most 3", "tolerance": "at most 3", "seeds": 1, "confidence_interval": None}
+    assert claims.cells(single)[3:7] == ("—", "2 … 2.1", "at most 3", "1")
+    assert claims.criterion({**RECORD, "passed": False}) == "relative error 0.05 > 0.1"
+    assert claims.number([1.0, None]) == "1 of 2 not finite"
+    assert claims.number(None) == "not finite"
+
+
 def test_the_table_says_the_verdict_in_words_and_escapes_html():
-    nc.claim("thm-x", "1 < 2 & so on", measured=0.0, at_most=1)
-    with pytest.raises(nc.ClaimFailed):
-        nc.claim("thm-y", "fails", measured=2.0, at_most=1)
-    table = module.claims_html(module.claims())
+    table = claims.claims_html([RECORD, {**RECORD, "passed": False}])
     assert "✓ holds" in table
     assert "✗ fails" in table
-    assert "1 &lt; 2 &amp; so on" in table
+    assert table.count("<th scope") == len(claims.COLUMNS) - 1
+    assert table.count("1 &lt; 2 &amp; so on") == 2
 
 
 def test_outside_a_notebook_a_claim_prints_one_line(capsys):

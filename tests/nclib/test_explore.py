@@ -27,9 +27,7 @@ def points() -> Data:
 
 
 def the_flow(**options: Any) -> Explorable:
-    return explore_flow(
-        points(), (6, 4), weight_decay=DECAYS, rho0=NORMS, time=20, caption="c", alt="a", records=12, **options
-    )
+    return explore_flow(points(), (6, 4), weight_decay=DECAYS, rho0=NORMS, time=20, caption="c", alt="a", **options)
 
 
 def curves() -> pd.DataFrame:
@@ -139,7 +137,7 @@ def page(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def test_the_page_integrates_the_flow_of_the_package(page: Page) -> None:
-    run = flow(points(), (6, 4), weight_decay=DECAYS, rho0=NORMS, time=20, records=12, cooling=0)
+    run = flow(points(), (6, 4), weight_decay=DECAYS, rho0=NORMS, time=20, records=60, cooling=0)
     box = page.locator(".nc-explore").nth(0)
     for member, row in run.final.iterrows():
         for slider, value in enumerate((DECAYS.index(row.weight_decay), NORMS.index(row.rho0))):
