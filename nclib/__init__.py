@@ -10,21 +10,9 @@ from .book.results import Result, result, save_result
 from .collapse import CollapseStatistics, collapse, simplex_view
 from .data import Data, data, from_arrays
 from .experiments import binary_experiment, published_norm
-from .networks.calibration import calibrate
-from .networks.folding import fold
-from .networks.gradients import per_sample_gradients
-from .networks.last_layer import last_layer
-from .networks.models import convnet, mlp, project_, resnet18
-from .networks.norms import (
-    balance,
-    homogeneity_error,
-    layer_norms,
-    low_rank_distance,
-    margins,
-    normalised_margins,
-    rho,
-    stable_rank,
-)
+from .networks.models import convnet, mlp, resnet18
+from .networks.normalisation import calibrate, fold
+from .networks.readings import balance, last_layer, low_rank_distance, margins, per_sample_gradients, rho
 from .scale import base_seed, device, device_name, scale, scale_name, seeds
 from .sweeps import SweepFailed, sweep
 from .theory.bounds import MarginBound, margin_bound, margin_bound_over_grid, patch_radius, rademacher_bound
@@ -88,10 +76,8 @@ __all__ = [
     "fold",
     "from_arrays",
     "growth_clock",
-    "homogeneity_error",
     "interpolant_from",
     "last_layer",
-    "layer_norms",
     "linear_escape_time",
     "lines",
     "low_rank_distance",
@@ -101,11 +87,9 @@ __all__ = [
     "margins",
     "minimum_norm",
     "mlp",
-    "normalised_margins",
     "panels",
     "patch_radius",
     "per_sample_gradients",
-    "project_",
     "published_norm",
     "rademacher_ascent",
     "rademacher_bound",
@@ -122,7 +106,6 @@ __all__ = [
     "sgd",
     "simplex_etf",
     "simplex_view",
-    "stable_rank",
     "step_by_step",
     "style",
     "sweep",

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 
 from .data import Data
-from .networks.layers import BatchNorm, Layer
 from .networks.models import Net, Norm, convnet
 from .training.optim import sgd
 from .training.train import train
@@ -109,9 +108,9 @@ def published_norm(net: Net) -> float:
     Examples
     --------
     >>> import torch
-    >>> from nclib.networks.calibration import calibrate
     >>> from nclib.networks.models import mlp
-    >>> from nclib.networks.norms import rho
+    >>> from nclib.networks.normalisation import calibrate
+    >>> from nclib.networks.readings import rho
     >>> net = mlp(widths=(64,), norm="bn").build((8,), seed=0)
     >>> _ = calibrate(net, torch.randn(50, 8, generator=torch.Generator().manual_seed(0)))
     >>> 7.9 < rho(net) / published_norm(net) < 9.5  # about the root of the width
@@ -121,10 +120,9 @@ def published_norm(net: Net) -> float:
     -----
     {prf:ref}`thm-folding` has the factor. Chapters 1 and 8.
     """
-    weights = [cast(Layer, layer).weight.detach().double() for layer in net.layers]
+    weights = [layer.weight.detach().double() for layer in net.layers]
     log = math.fsum(torch.linalg.vector_norm(weight).log().item() for weight in weights)
     for norm in net.norms:
-        assert isinstance(norm, BatchNorm)
         log -= torch.linalg.vector_norm((norm.var.double() + norm.eps).sqrt()).log().item()
     return math.exp(log)
 

@@ -7,7 +7,7 @@ An architecture is a frozen dataclass (equal fields, equal network), made by `ml
 * `Net.forward` has no side effect and no control flow that depends on data, so it can be used with
   `torch.func.functional_call` and `torch.func.vmap`.  In particular batch normalisation keeps no
   moving average: in training mode it uses the batch, in evaluation mode the statistics that
-  `calibrate` has put there, and until then NaN, so that a forgotten calibration cannot go unseen.
+  `nclib.calibrate` has put there, and until then NaN, so that a forgotten calibration cannot go unseen.
 """
 
 from __future__ import annotations
@@ -16,30 +16,114 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .calibration import calibrate
-from .layers import BatchNorm, Layer, LayerShape, Normalise, Signal, WeightNormLayer, by_mode, run_signal
-
-__all__ = [
-    "MLP",
-    "Architecture",
-    "BatchNorm",
-    "ConvNet",
-    "Layer",
-    "Net",
-    "ResNet18",
-    "calibrate",
-    "convnet",
-    "mlp",
-    "project_",
-    "resnet18",
-]
+__all__ = ["MLP", "Architecture", "BatchNorm", "ConvNet", "Layer", "Net", "ResNet18", "convnet", "mlp", "resnet18"]
 
 Norm = Literal["none", "bn", "wn", "lm"]
+
+
+class LayerShape(NamedTuple):
+    """Shape of one layer's weight; `stride` 0 marks a map of the flattened input (no convolution)."""
+
+    weight: tuple[int, ...]
+    stride: int = 0
+
+    @property
+    def out(self) -> int:
+        return self.weight[0]
+
+
+class Layer(nn.Module):
+    """One weight-carrying layer, $h \\mapsto W_k h$, linear or convolution (padding (kernel − 1)/2).
+
+    `weight` is always the *effective* weight $W_k$ ($V_k$ under `norm="lm"`): a parameter here, a
+    function of the parameters in `WeightNormLayer`.  Only folding BN makes a layer with a `bias`.
+    """
+
+    def __init__(self, shape: LayerShape, *, bias: bool = False) -> None:
+        super().__init__()
+        self.shape = shape
+        self.bias: nn.Parameter | None
+        self.register_parameter("bias", nn.Parameter(torch.zeros(shape.out)) if bias else None)
+        self._make_weight()
+
+    def _make_weight(self) -> None:
+        self.weight = nn.Parameter(torch.empty(self.shape.weight))
+
+    def set_weight(self, weight: Tensor) -> None:
+        """Copy `weight` into the layer's parameters."""
+        with torch.no_grad():
+            self.weight.copy_(weight)
+
+    @property
+    def matrix(self) -> Tensor:
+        """The effective weight as a matrix (out, everything else)."""
+        weight: Tensor = self.weight
+        return weight if weight.ndim == 2 else weight.flatten(1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        if self.shape.stride == 0:
+            return F.linear(torch.flatten(h, 1), self.matrix, self.bias)
+        padding = (self.shape.weight[-1] - 1) // 2
+        return F.conv2d(h, self.weight, self.bias, stride=self.shape.stride, padding=padding)
+
+    def extra_repr(self) -> str:
+        return f"{self.shape.weight}, stride={self.shape.stride}, bias={self.bias is not None}"
+
+
+class WeightNormLayer(Layer):
+    """$W_k = g\\,v/‖v‖_F$ with one gain $g$ for the layer (it starts at $‖v‖ = 1$, $g$ = `init_norm`).
+
+    Salimans and Kingma (2016) use one gain per row; the theory (Chapter 1) normalises the whole
+    layer, so that $g$ is $ρ_k$ up to its sign.
+    """
+
+    def _make_weight(self) -> None:
+        self.direction = nn.Parameter(torch.empty(self.shape.weight))
+        self.gain = nn.Parameter(torch.empty(()))
+
+    def set_weight(self, weight: Tensor) -> None:
+        with torch.no_grad():
+            norm = torch.linalg.vector_norm(weight)
+            self.gain.copy_(norm)
+            self.direction.copy_(weight / norm)
+
+    # mypy: the base class stores a parameter under this name, this class computes it.
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        length: Tensor = torch.linalg.vector_norm(self.direction)
+        return self.direction * (self.gain / length)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation per channel without an affine part, $(a - m)/\\sqrt{s^2 + ε}$.
+
+    In training mode $m, s^2$ are mean and *biased* variance of the batch and nothing is stored; in
+    evaluation mode they are the buffers `mean` and `var`, set by `nclib.calibrate` and NaN before.
+    """
+
+    mean: Tensor
+    var: Tensor
+
+    def __init__(self, channels: int, *, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("mean", torch.full((channels,), math.nan))
+        self.register_buffer("var", torch.full((channels,), math.nan))
+
+    def forward(self, a: Tensor) -> Tensor:
+        mean, var = (None, None) if self.training else (self.mean, self.var)
+        # torch.batch_norm, not torch.nn.functional.batch_norm: the latter refuses eps = 0 in training.
+        cudnn = torch.backends.cudnn.enabled
+        return torch.batch_norm(a, None, None, mean, var, self.training, 0.0, self.eps, cudnn)
+
+    def extra_repr(self) -> str:
+        return f"{self.mean.shape[0]}, eps={self.eps}"
 
 
 @dataclass(frozen=True)
@@ -51,9 +135,7 @@ class Architecture:
 
     widths: tuple[int, ...]
     norm: Norm = "none"
-    affine: bool = False
     eps: float = 1e-5
-    bias: bool = False
 
     @property
     def homogeneous(self) -> bool:
@@ -65,10 +147,6 @@ class Architecture:
             raise ValueError(f"widths={self.widths!r}: expected positive integers, e.g. widths=(64, 64)")
         if self.norm not in get_args(Norm):
             raise ValueError(f"norm={self.norm!r}: expected one of 'none', 'bn', 'wn', 'lm'")
-        if self.affine and self.norm != "bn":
-            raise ValueError(f"affine=True with norm={self.norm!r}: only batch norm has a shift; use norm='bn'")
-        if self.bias and self.norm != "none":
-            raise ValueError(f"bias=True with norm={self.norm!r}: use norm='none', the only one with biases")
         if not (math.isfinite(self.eps) and self.eps >= 0):
             raise ValueError(f"eps={self.eps!r}: expected a finite number >= 0, e.g. eps=1e-5")
 
@@ -76,12 +154,13 @@ class Architecture:
         """Shapes of the layers k = 1..L for this input."""
         raise NotImplementedError
 
-    def signal(self, net: Net, x: Tensor) -> Signal:
-        """The body of the network as a coroutine that returns the last hidden layer."""
+    def features(self, net: Net, x: Tensor) -> Tensor:
+        """The body of the network: its last hidden layer, (N, d)."""
+        # Functions of torch, not methods of tensors: `nclib.calibrate` passes all of its chunks at once.
         h = x
         for k in range(len(net.layers) - 1):
-            h = torch.relu_((yield from net.hidden(k, h)))  # in place: memory is what a large pass waits for
-        return h if h.ndim == 2 else h.flatten(1)
+            h = torch.relu_(net.hidden(k, h))  # in place: memory is what a large pass waits for
+        return torch.flatten(h, 1)
 
     def build(
         self,
@@ -99,21 +178,28 @@ class Architecture:
 
         Parameters
         ----------
-        input_shape : shape of one input without the sample axis: any for `mlp`, (channels, height,
-            width) for `convnet` and `resnet18`.
-        outputs : number of outputs, at least 1.
-        init_norm : positive; one number for all layers, or one per layer.  (He's initialisation has
+        input_shape
+            Shape of one input without the sample axis: any for `mlp`, (channels, height, width) for
+            `convnet` and `resnet18`.
+        outputs
+            Number of outputs, at least 1.
+        init_norm
+            Positive; one number for all layers, or one per layer.  (He's initialisation has
             $‖W_k‖_F ≈ \\sqrt{2 d_k}$ with $d_k$ the outputs, or output channels, of layer k.)
-        seed : seed of the directions.
-        dtype : floating-point type of parameters and buffers.
+        seed
+            Seed of the directions.
+        dtype
+            Floating-point type of parameters and buffers.
 
         Returns
         -------
-        Net : on the CPU, in training mode.
+        Net
+            On the CPU, in training mode.
 
         Raises
         ------
-        ValueError : shapes, norms or outputs that make no network.
+        ValueError
+            Shapes, norms or outputs that make no network.
 
         Examples
         --------
@@ -171,18 +257,18 @@ class ResNet18(Architecture):
                 shapes.append(LayerShape((new, old, 1, 1), stride=stride))
         return [*shapes, LayerShape((outputs, self.widths[-1]))]
 
-    def signal(self, net: Net, x: Tensor) -> Signal:
+    def features(self, net: Net, x: Tensor) -> Tensor:
         k = 0
-        h = torch.relu_((yield from net.hidden(k, x)))
+        h = torch.relu_(net.hidden(k, x))
         for old, new, stride in self._blocks():
-            inside = torch.relu_((yield from net.hidden(k + 1, h)))
-            inside = yield from net.hidden(k + 2, inside)
+            inside = torch.relu_(net.hidden(k + 1, h))
+            inside = net.hidden(k + 2, inside)
             k += 2
             if self._has_projection(old, new, stride):
                 k += 1
-                h = yield from net.hidden(k, h)
-            h = torch.relu_(inside + h)
-        return h.mean(dim=(2, 3))
+                h = net.hidden(k, h)
+            h = torch.relu_(torch.add(inside, h))
+        return torch.mean(h, dim=(2, 3))
 
     def _blocks(self) -> list[tuple[int, int, int]]:
         """(channels in, channels out, stride) of each block: two a stage, halving from stage 2 on."""
@@ -199,35 +285,38 @@ class Net(nn.Module):
 
     Attributes
     ----------
-    layers : the weight-carrying layers k = 1..L in order (`Layer`; its effective weight: `.weight`).
-    norms : with `norm="bn"` one `BatchNorm` for each hidden layer, otherwise empty.
-    scale : with `norm="lm"` the scalar parameter ρ, otherwise None.
-    arch, input_shape, outputs : what it was built from.
+    layers
+        The weight-carrying layers k = 1..L in order (`Layer`; its effective weight: `.weight`).
+    norms
+        With `norm="bn"` one `BatchNorm` for each hidden layer, otherwise empty.
+    scale
+        With `norm="lm"` the scalar parameter ρ, otherwise None.
+    arch, input_shape, outputs
+        What it was built from.
     """
 
-    def __init__(self, arch: Architecture, input_shape: tuple[int, ...], outputs: int) -> None:
+    def __init__(
+        self, arch: Architecture, input_shape: tuple[int, ...], outputs: int, *, bias: bool = False
+    ) -> None:
         super().__init__()
         self.arch, self.input_shape, self.outputs = arch, input_shape, outputs
         shapes = arch.shapes(input_shape, outputs)
         kind = WeightNormLayer if arch.norm == "wn" else Layer
-        self.layers = nn.ModuleList(kind(shape, bias=arch.bias) for shape in shapes)
-        bn = [BatchNorm(s.out, eps=arch.eps, affine=arch.affine) for s in shapes[:-1] if arch.norm == "bn"]
-        self.norms = nn.ModuleList(bn)
+        bn = [BatchNorm(s.out, eps=arch.eps) for s in shapes[:-1] if arch.norm == "bn"]
+        # A ModuleList knows its entries only as modules.
+        self.layers = cast(Sequence[Layer], nn.ModuleList(kind(shape, bias=bias) for shape in shapes))
+        self.norms = cast(Sequence[BatchNorm], nn.ModuleList(bn))
         self.scale: nn.Parameter | None
         self.register_parameter("scale", nn.Parameter(torch.ones(())) if arch.norm == "lm" else None)
 
-    def hidden(self, k: int, h: Tensor) -> Signal:
-        """Pre-activation of hidden layer k (from 0), handed out for normalisation if there is BN."""
+    def hidden(self, k: int, h: Tensor) -> Tensor:
+        """Pre-activation of hidden layer k (from 0), normalised if there is BN."""
         a: Tensor = self.layers[k](h)
-        if len(self.norms):
-            bn = self.norms[k]
-            assert isinstance(bn, BatchNorm)
-            a = yield bn, a
-        return a
+        return self.norms[k](a) if len(self.norms) else a
 
-    def features(self, x: Tensor, normalise: Normalise | None = None) -> Tensor:
-        """Last hidden layer after its ReLU, (N, d); `normalise` stands in for BN's own rule if given."""
-        return run_signal(self.arch.signal(self, x), normalise or by_mode)
+    def features(self, x: Tensor) -> Tensor:
+        """Last hidden layer after its ReLU, (N, d)."""
+        return self.arch.features(self, x)
 
     def head(self, features: Tensor) -> Tensor:
         """Last layer on `features` (N, d): (N,) for one output, (N, K) for several."""
@@ -240,49 +329,37 @@ class Net(nn.Module):
         return self.head(self.features(x))
 
 
-def mlp(
-    widths: Sequence[int] = (64, 64),
-    norm: Norm = "none",
-    *,
-    affine: bool = False,
-    eps: float = 1e-5,
-    bias: bool = False,
-) -> MLP:
+def mlp(widths: Sequence[int] = (64, 64), norm: Norm = "none", *, eps: float = 1e-5) -> MLP:
     """Architecture of a fully connected ReLU network, $f_W(x) = W_L\\,σ(W_{L-1} \\cdots σ(W_1 x))$.
 
     Parameters
     ----------
-    widths : hidden widths; `()` is the linear model.
-    norm : "none"; "bn", batch normalisation between the linear map and the ReLU of hidden layers;
-        "wn", $W_k = g_k v_k/‖v_k‖$; "lm", $f = ρ f_V$ with $‖V_k‖ = 1$ kept by `project_` after every
-        optimiser step.
-    affine : give BN its $γ, β$; β breaks homogeneity (Chapter 1).
-    eps : BN's ε, ≥ 0.  The usual 1e-5 is *not* small against the variances of unit-norm inputs under
+    widths
+        Hidden widths; `()` is the linear model.
+    norm
+        "none"; "bn", batch normalisation between the linear map and the ReLU of hidden layers;
+        "wn", $W_k = g_k v_k/‖v_k‖$; "lm", $f = ρ f_V$, where `nclib.train` puts every $V_k$ back on its
+        sphere, $‖V_k‖ = 1$, after each step.
+    eps
+        BN's ε, ≥ 0.  The usual 1e-5 is *not* small against the variances of unit-norm inputs under
         small initial norms: the layer is then no longer scale-invariant (Chapter 4).  Where a theorem
         about scale invariance is tested take eps=0, or one far below the smallest variance.  With
         eps=0 a channel that is constant over the batch gives NaN.
-    bias : give every layer a bias, which starts at 0; only for showing what it breaks.
 
     Raises
     ------
-    ValueError : an argument out of its range.
+    ValueError
+        An argument out of its range.
 
     Examples
     --------
     >>> mlp(widths=(32,), norm="bn")
-    MLP(widths=(32,), norm='bn', affine=False, eps=1e-05, bias=False)
+    MLP(widths=(32,), norm='bn', eps=1e-05)
     """
-    return MLP(tuple(widths), norm, affine, eps, bias)
+    return MLP(tuple(widths), norm, eps)
 
 
-def convnet(
-    widths: Sequence[int] = (32, 64, 128),
-    norm: Norm = "none",
-    *,
-    affine: bool = False,
-    eps: float = 1e-5,
-    bias: bool = False,
-) -> ConvNet:
+def convnet(widths: Sequence[int] = (32, 64, 128), norm: Norm = "none", *, eps: float = 1e-5) -> ConvNet:
     """Architecture of the four-convolution network of the book's full-scale experiment.
 
     3×3 convolutions (stride 2, padding 1) to `widths` channels, each followed by a ReLU, then one
@@ -297,16 +374,10 @@ def convnet(
     >>> [tuple(layer.weight.shape) for layer in net.layers]
     [(32, 3, 3, 3), (64, 32, 3, 3), (128, 64, 3, 3), (1, 128, 4, 4)]
     """
-    return ConvNet(tuple(widths), norm, affine, eps, bias)
+    return ConvNet(tuple(widths), norm, eps)
 
 
-def resnet18(
-    norm: Norm = "bn",
-    *,
-    widths: Sequence[int] = (64, 128, 256, 512),
-    affine: bool = False,
-    eps: float = 1e-5,
-) -> ResNet18:
+def resnet18(norm: Norm = "bn", *, widths: Sequence[int] = (64, 128, 256, 512), eps: float = 1e-5) -> ResNet18:
     """Architecture of ResNet-18 with the stem for 32×32 images (3×3, stride 1, no max-pooling).
 
     Bias-free; average pooling before the last layer; projections (1×1) where a block changes size.
@@ -316,8 +387,10 @@ def resnet18(
 
     Parameters
     ----------
-    widths : channels of the stages (two blocks each); fewer or narrower ones for quick runs.
-    norm, affine, eps : see `mlp`.
+    widths
+        Channels of the stages (two blocks each); fewer or narrower ones for quick runs.
+    norm, eps
+        As in `mlp`.
 
     Notes
     -----
@@ -334,31 +407,7 @@ def resnet18(
     """
     if not widths:
         raise ValueError("widths=(): resnet18 needs at least one stage, e.g. widths=(64, 128, 256, 512)")
-    return ResNet18(tuple(widths), norm, affine, eps)
-
-
-@torch.no_grad()
-def project_(net: Net) -> Net:
-    """Put every $V_k$ of a `norm="lm"` network back on its sphere, $V_k ← V_k/‖V_k‖_F$, in place.
-
-    To be called after every optimiser step; the scale ρ is left alone.
-
-    Raises
-    ------
-    ValueError : the network has another normalisation.
-
-    Examples
-    --------
-    >>> net = mlp(widths=(8,), norm="lm").build(input_shape=(4,), init_norm=3.0)
-    >>> round(net.scale.item(), 6), round(project_(net).layers[0].weight.norm().item(), 6)
-    (9.0, 1.0)
-    """
-    if net.arch.norm != "lm":
-        raise ValueError(f"net: norm={net.arch.norm!r} has no sphere to project to; build it with norm='lm'")
-    for layer in net.layers:
-        assert isinstance(layer, Layer)
-        layer.weight.div_(torch.linalg.vector_norm(layer.weight, dtype=torch.float64))
-    return net
+    return ResNet18(tuple(widths), norm, eps)
 
 
 def _image_shape(name: str, input_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -378,7 +427,6 @@ def _initialise(net: Net, init_norm: float | Sequence[float], seed: int) -> None
         raise ValueError(f"init_norm={init_norm!r}: expected a positive number, or {depth} of them (one per layer)")
     generator = torch.Generator().manual_seed(seed)
     for layer, norm in zip(net.layers, norms, strict=True):
-        assert isinstance(layer, Layer)
         direction = torch.randn(layer.shape.weight, generator=generator, dtype=torch.float64)
         target = 1.0 if net.scale is not None else norm
         layer.set_weight(direction * (target / torch.linalg.vector_norm(direction)))

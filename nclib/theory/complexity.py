@@ -133,7 +133,7 @@ def rademacher_ascent(
     -----
     Local maxima are the rule: with more width and more restarts more is found. Chapter 3.
     """
-    if not arch.homogeneous or arch.norm != "none" or arch.bias:
+    if not arch.homogeneous or arch.norm != "none":
         raise ValueError(f"arch={arch!r}: only networks f_V without normalisation and biases; write mlp or convnet")
     for name, value in (("restarts", restarts), ("steps", steps)):
         if value < 1:

@@ -1,7 +1,7 @@
 """What is recorded of networks in training: loss, errors, norms and margins, exactly and for many at once.
 
 Everything is measured in evaluation mode with BN's statistics exact over the training set, of the folded
-network, with reductions in float64: the numbers are those of `nclib.networks.norms` on each network by itself.
+network, with reductions in float64: the numbers are those of `nclib.networks.readings` on each network by itself.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..networks.calibration import calibrate
-from ..networks.folding import folded_weights
-from ..networks.layers import BatchNorm, Layer
 from ..networks.models import Architecture, Net
+from ..networks.normalisation import calibrate, folded_weights
+from ..networks.readings import raw_margins, stable_ranks
 from .ensemble import Ensemble, widths
 from .optim import mean_loss
 
@@ -115,7 +114,7 @@ def _measure_one(
 
 def _is_finite(net: Net, f: Tensor) -> bool:
     """Whether the outputs are, and the statistics behind them: an infinite variance makes outputs of 0."""
-    statistics = [part for bn in net.norms if isinstance(bn, BatchNorm) for part in (bn.mean, bn.var)]
+    statistics = [part for bn in net.norms for part in (bn.mean, bn.var)]
     return all(bool(part.isfinite().all()) for part in (f, *statistics))
 
 
@@ -133,13 +132,13 @@ def _summary(
     opt, columns = ensemble.opt, dict[str, Tensor]()
     kind = "mse" if opt.loss == "square" else "cross_entropy"
     fit = mean_loss(f, y, opt.loss, opt.reduction)
-    raw = _raw_margins(f, y)
+    raw = raw_margins(f, y)
     columns["_fit"] = fit
     if "loss" in names:
         columns |= {"loss": fit + ensemble.penalty()[members], kind: fit, "error": _share_wrong(raw)}
     if "test" in names and len(y_test):
         columns[f"test_{kind}"] = mean_loss(f_test, y_test, opt.loss, opt.reduction)
-        columns["test_error"] = _share_wrong(_raw_margins(f_test, y_test))
+        columns["test_error"] = _share_wrong(raw_margins(f_test, y_test))
     norms = torch.stack([torch.linalg.vector_norm(w.flatten(1), dim=1) for w in folded])
     rho = norms.log().sum(0).exp()
     if "norms" in names:
@@ -154,15 +153,8 @@ def _summary(
     if "margins" in names:
         columns |= _margin_columns(raw / rho.unsqueeze(1))
     if "stable_rank" in names:
-        columns |= {f"stable_rank_{k}": _stable_ranks(w) for k, w in enumerate(folded, start=1)}
+        columns |= {f"stable_rank_{k}": stable_ranks(w) for k, w in enumerate(folded, start=1)}
     return {name: torch.where(fit.isfinite(), column, torch.nan) for name, column in columns.items()}
-
-
-def _raw_margins(f: Tensor, y: Tensor) -> Tensor:
-    """y f for one output, else the right output minus the largest other one: (M, N)."""
-    if f.shape[-1] == 1:
-        return (y * f).squeeze(-1)
-    return (f * y).sum(-1) - f.masked_fill(y.expand_as(f) > 0, -torch.inf).amax(-1)
 
 
 def _share_wrong(raw: Tensor) -> Tensor:
@@ -180,21 +172,10 @@ def _margin_columns(margins: Tensor) -> Columns:
     return columns
 
 
-def _stable_ranks(weight: Tensor) -> Tensor:
-    """As `nclib.stable_rank`, for (M, ...) float64."""
-    matrix = weight.flatten(2)
-    matrix = matrix / torch.linalg.vector_norm(matrix, dim=(1, 2), keepdim=True)
-    gram = matrix @ matrix.mT if matrix.shape[1] <= matrix.shape[2] else matrix.mT @ matrix
-    broken = ~gram.isfinite().all(2).all(1)
-    largest = torch.linalg.eigvalsh(torch.where(broken[:, None, None], 0.0, gram))[:, -1]
-    return torch.where(broken, torch.nan, 1 / largest)
-
-
 def _collapse(net: Net, x: Tensor, y: Tensor, finite: bool) -> Columns:
     from ..collapse import collapse
 
     head = net.layers[-1]
-    assert isinstance(head, Layer)
     labels = (y[:, 0] < 0).long() if y.shape[1] == 1 else y.argmax(1)
     features = torch.cat([net.features(part) for part in torch.split(x, _CHUNK)])
     weight = head.matrix if net.scale is None else head.matrix * net.scale

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..data import Data
 from ..data.subsets import redraw
-from ..networks.calibration import calibrate
 from ..networks.models import Architecture, Net
+from ..networks.normalisation import calibrate
 from .optim import SGD
 
 if TYPE_CHECKING:

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nclib.networks.models import Architecture, calibrate, convnet, mlp, resnet18
+from nclib.networks.models import Architecture, convnet, mlp, resnet18
+from nclib.networks.normalisation import calibrate
 
 F64 = torch.float64
 CASES = [
     (mlp((6, 5), "bn"), (4,)),
-    (mlp((6, 5), "bn", affine=True, eps=0.0), (4,)),
+    (mlp((6, 5), "bn", eps=0.0), (4,)),
     (convnet((3, 4, 5), "bn"), (2, 12, 12)),
     (resnet18(widths=(3, 4)), (2, 6, 6)),
 ]
@@ -87,6 +88,14 @@ def test_without_batch_norm_it_returns_the_outputs(norm: Any) -> None:
     net = mlp((6,), norm).build((4,), dtype=F64)
     x = inputs(9, 4)
     assert torch.allclose(calibrate(net, x, chunk=4), net(x))
+
+
+@pytest.mark.parametrize("max_bytes", [0, 2**30])
+def test_an_error_leaves_the_network_as_it_was(max_bytes: int) -> None:
+    net = mlp((6, 5), "bn").build((4,))
+    with pytest.raises(RuntimeError):
+        calibrate(net, torch.ones(9, 3), max_bytes=max_bytes)
+    assert all(bn.training and not bn._forward_pre_hooks for bn in net.norms)
 
 
 def test_nothing_is_kept_in_reserve() -> None:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nclib.networks.gradients import per_sample_gradients
 from nclib.networks.models import convnet, mlp
+from nclib.networks.normalisation import calibrate, fold
+from nclib.networks.readings import per_sample_gradients
 
 F64 = torch.float64
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize(
-    ("arch", "shape"), [(mlp((6, 5)), (4,)), (mlp((6,), bias=True), (4,)), (convnet((3, 4)), (2, 8, 8))]
+    ("arch", "shape"), [(mlp((6, 5)), (4,)), (mlp((6,), norm="bn"), (4,)), (convnet((3, 4)), (2, 8, 8))]
 )
 def test_gradients_are_those_of_one_point_at_a_time(arch, shape, outputs):
     generator = torch.Generator().manual_seed(1)
     net = arch.build(shape, outputs, init_norm=2.0, seed=1, dtype=F64)
     x = torch.randn(5, *shape, generator=generator, dtype=F64)
     y = torch.randn(*((5,) if outputs == 1 else (5, outputs)), generator=generator, dtype=F64)
+    if arch.norm == "bn":  # folding leaves biases
+        calibrate(net, x)
+        net = fold(net)
     found = per_sample_gradients(net, x, y, weight_decay=0.3)
     weights = [layer.weight for layer in net.layers]
     assert [g.shape for g in found] == [(5, *w.shape) for w in weights]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nclib import calibrate, last_layer, mlp
+from nclib import calibrate, fold, last_layer, mlp
 
 
 @pytest.mark.parametrize("norm", ["none", "bn", "wn", "lm"])
@@ -24,7 +24,9 @@ def test_features_times_classifier_are_the_outputs(norm):
 
 
 def test_a_bias_is_returned():
-    net = mlp(widths=(8,), bias=True).build((4,), 3)
+    net = mlp(widths=(8,), norm="bn").build((4,), 3)
+    calibrate(net, torch.eye(4))
+    net = fold(net)
     with torch.no_grad():
         net.layers[-1].bias += torch.arange(3)
     x = torch.ones(2, 4)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from nclib.networks.models import Architecture, Net, calibrate, convnet, mlp, project_, resnet18
+from nclib.networks.models import Architecture, Net, convnet, mlp, resnet18
+from nclib.networks.normalisation import calibrate
 
 F64 = torch.float64
 NORMS = ("none", "bn", "wn", "lm")
@@ -120,7 +121,7 @@ def test_resnet_blocks_add_their_input() -> None:
     assert torch.allclose(net.features(x), stem)  # blocks of zero weights are identities
 
 
-def test_there_are_no_biases_unless_asked() -> None:
+def test_there_are_no_biases() -> None:
     for norm in NORMS:
         for arch, shape in architectures(norm):
             net = arch.build(shape)
@@ -128,7 +129,6 @@ def test_there_are_no_biases_unless_asked() -> None:
             assert torch.equal(
                 arch.build(shape).eval()(torch.zeros(1, *shape)).isnan(), torch.tensor([norm == "bn"])
             )
-    assert all(layer.bias is not None for layer in mlp((6,), bias=True).build((4,)).layers)
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-5])
@@ -148,15 +148,6 @@ def test_forward_has_no_side_effect(norm: str) -> None:
         net(inputs(6, *shape)).sum().backward()
         for name, value in net.state_dict().items():
             assert torch.equal(value, before[name]) or value.isnan().all()
-
-
-def test_affine_batch_norm_starts_as_the_plain_one() -> None:
-    x = inputs(8, 4)
-    plain, affine = (mlp((6,), "bn", affine=a).build((4,), dtype=F64) for a in (False, True))
-    assert torch.equal(plain(x), affine(x))
-    with torch.no_grad():
-        affine.norms[0].beta.add_(1.0)
-    assert not torch.allclose(plain(x), affine(x))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -193,15 +184,10 @@ def test_weight_norm_moves_on_the_sphere_with_the_factor_of_the_theory() -> None
     assert wn.layers[0].gain.grad.item() == pytest.approx((slope * v).sum().item())
 
 
-def test_lm_projects_back_to_the_sphere_and_scales_the_output() -> None:
+def test_lm_scales_the_output_of_a_network_on_the_sphere() -> None:
     net = mlp((6, 5), "lm").build((4,), init_norm=2.0, dtype=F64)
     x = inputs(5, 4)
     unit = mlp((6, 5)).build((4,), init_norm=1.0, dtype=F64)
-    assert torch.allclose(net(x), 8 * unit(x))
-    with torch.no_grad():
-        for k, layer in enumerate(net.layers):
-            layer.weight.mul_(1.5 + k)
-    assert project_(net) is net
     assert torch.allclose(net(x), 8 * unit(x))
     assert net.scale is not None
     assert net.scale.item() == pytest.approx(8)
@@ -229,8 +215,6 @@ def test_state_survives_saving() -> None:
         (lambda: mlp((0,)), r"widths=\(0,\)"),
         (lambda: mlp((2.5,)), r"widths=\(2.5,\)"),
         (lambda: mlp((3,), "layer"), "norm='layer': expected one of"),
-        (lambda: mlp((3,), "wn", affine=True), "affine=True with norm='wn'"),
-        (lambda: mlp((3,), "bn", bias=True), "bias=True with norm='bn'"),
         (lambda: mlp((3,), "bn", eps=-1.0), "eps=-1.0"),
         (lambda: mlp((3,), "bn", eps=float("nan")), "eps=nan"),
         (lambda: resnet18(widths=()), r"widths=\(\)"),
@@ -242,7 +226,6 @@ def test_state_survives_saving() -> None:
         (lambda: mlp((3,)).build((4,), init_norm=0.0), "init_norm=0.0: expected a positive number, or 2"),
         (lambda: mlp((3,)).build((4,), init_norm=(1.0,)), "or 2 of them"),
         (lambda: mlp((3,)).build((4,), init_norm=float("inf")), "init_norm=inf"),
-        (lambda: project_(mlp((3,)).build((4,))), "norm='none' has no sphere"),
     ],
 )
 def test_errors_name_the_argument(make: Any, message: str) -> None:

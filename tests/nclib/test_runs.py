@@ -127,7 +127,7 @@ def test_comments_and_docstrings_do_not_change_the_version() -> None:
 
 def test_the_version_covers_the_code_that_training_uses(monkeypatch: pytest.MonkeyPatch) -> None:
     modules = set(disk._modules())
-    networks = {f"networks.{name}" for name in ("calibration", "folding", "layers", "models")}
+    networks = {f"networks.{name}" for name in ("models", "normalisation", "readings")}
     training = {f"training.{name}" for name in ("ensemble", "measure", "optim", "session", "stacked")}
     assert networks | training | {"collapse", "collapse.formulas", "data.subsets"} <= modules
     assert not {"claims", "data", "plots", "training.runs"} & modules

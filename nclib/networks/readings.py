@@ -1,0 +1,398 @@
+r"""What is read off a network: norms, margins, ranks, balance, its last layer, the gradient of each point.
+
+$ρ_k = ‖\hat W_k‖_F$ and $ρ = \prod_k ρ_k$, with normalisation folded into $\hat W_k$ (`nclib.fold`).
+All reductions are in float64.  The biases that folding BN leaves do not enter ρ.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+
+from .models import Net
+from .normalisation import fold, folded_weights
+
+__all__ = [
+    "Balance",
+    "LastLayer",
+    "balance",
+    "last_layer",
+    "layer_norms",
+    "low_rank_distance",
+    "margins",
+    "per_sample_gradients",
+    "raw_margins",
+    "rho",
+    "stable_ranks",
+]
+
+
+def layer_norms(net: Net) -> Tensor:
+    r"""Frobenius norms $ρ_k = ‖\hat W_k‖_F$ of the folded layers, (L,) float64, in the order of `net.layers`.
+
+    Under `norm="lm"` the scale counts as shared evenly, $ρ_k = |ρ|^{1/L}$ (see `fold`, whose errors these are).
+
+    Examples
+    --------
+    >>> from nclib.networks.models import mlp
+    >>> net = mlp(widths=(8,)).build(input_shape=(4,), init_norm=(3.0, 0.5))
+    >>> [round(r, 6) for r in layer_norms(net).tolist()]
+    [3.0, 0.5]
+    """
+    return torch.stack([torch.linalg.vector_norm(w) for w in folded_weights(net)])
+
+
+def rho(net: Net) -> float:
+    r"""Product of the norms of the folded layers, $ρ = \exp\sum_k\ln‖\hat W_k‖_F$.
+
+    The sum of logarithms neither under- nor overflows; a layer that is zero gives 0.  Biases, which a
+    folded BN has, are ignored: ρ is the norm of the weights and no more.
+
+    Parameters
+    ----------
+    net
+        Network; with BN, calibrated.
+
+    Returns
+    -------
+    float
+        ρ ≥ 0.
+
+    Raises
+    ------
+    ValueError
+        A ResNet: its skip connections add terms of different degree in the weights, so that
+        $f_W ≠ ρ f_V$ and no product of norms normalises it.  Also as `fold`.
+
+    Notes
+    -----
+    Chapter 1.
+
+    Examples
+    --------
+    >>> from nclib.networks.models import mlp
+    >>> round(rho(mlp(widths=(8, 8)).build(input_shape=(4,), init_norm=(2.0, 0.5, 3.0))), 6)
+    3.0
+    """
+    _refuse_skips(net, "rho")
+    return float(layer_norms(net).log().sum().exp())
+
+
+def _refuse_skips(net: Net, name: str) -> None:
+    if not net.arch.homogeneous:
+        raise ValueError(
+            f"net: {name} is not defined for {type(net.arch).__name__}, which is not homogeneous in its layers "
+            "(skip connections); use the norms of the layers of nclib.fold(net)"
+        )
+
+
+@torch.no_grad()
+def margins(net: Net, x: Tensor, y: Tensor, *, chunk: int = 1024) -> Tensor:
+    r"""Normalised margins $m_n$ of the folded network.
+
+    One output, labels ±1: $m_n = y_n f_W(x_n)/ρ$.  Several: $m_n = (f_{y_n} - \max_{j≠y_n}f_j)/ρ$.
+
+    Parameters
+    ----------
+    net
+        Network; with BN, calibrated on the *training* set, whatever `x` is.
+    x
+        Inputs (N, ...).
+    y
+        (N,) of ±1 for one output; for several, class numbers (N,) or one-hot rows (N, K).
+    chunk
+        Samples at a time.
+
+    Returns
+    -------
+    Tensor
+        (N,) float64; positive where the class is right.
+
+    Raises
+    ------
+    ValueError
+        As `rho`, and where `y` does not fit the outputs.
+
+    Notes
+    -----
+    Chapter 1.
+
+    Examples
+    --------
+    >>> from nclib.networks.models import mlp
+    >>> net = mlp(widths=()).build(input_shape=(2,))
+    >>> net.layers[0].set_weight(torch.tensor([[3.0, 4.0]]))
+    >>> margins(net, torch.eye(2), torch.tensor([1.0, -1.0]))
+    tensor([ 0.6000, -0.8000], dtype=torch.float64)
+    """
+    product, plain = rho(net), fold(net)
+    outputs = torch.cat([plain(piece) for piece in torch.split(x, chunk)]).view(len(x), -1)
+    return raw_margins(outputs.double(), _codes(y, len(x), net.outputs)) / product
+
+
+def raw_margins(f: Tensor, y: Tensor) -> Tensor:
+    """Margins before ρ divides them: y f for one output, else the right output minus the largest other one.
+
+    Outputs f (..., N, K) and targets y ([...,] N, K), ±1 for K = 1 and one-hot rows otherwise, give (..., N).
+
+    Examples
+    --------
+    >>> raw_margins(torch.tensor([[3.0, 1.0, 0.0], [2.0, 0.0, 1.0]]), torch.eye(3)[[0, 2]])
+    tensor([ 2., -1.])
+    """
+    if f.shape[-1] == 1:
+        return (y * f).squeeze(-1)
+    return (f * y).sum(-1) - f.masked_fill(y.expand_as(f) > 0, -torch.inf).amax(-1)
+
+
+def _codes(y: Tensor, n: int, outputs: int) -> Tensor:
+    """Labels as targets (N, K) in float64: ±1 for one output, one-hot rows for several."""
+    if len(y) != n:
+        raise ValueError(f"y: {tuple(y.shape)} for {n} inputs; expected one label per sample")
+    if outputs == 1:
+        if y.ndim != 1 or not (y.abs() == 1).all():
+            raise ValueError("y: expected labels +1 and -1, shape (N,), for a network with one output")
+        return y.double().unsqueeze(1)
+    if y.ndim == 2 and y.shape[1] == outputs:
+        if not ((y == 0) | (y == 1)).all() or not (y.sum(dim=1) == 1).all():
+            raise ValueError("y: rows of a two-dimensional y must be one-hot")
+        return y.double()
+    if y.ndim != 1 or y.is_floating_point() or not ((y >= 0) & (y < outputs)).all():
+        raise ValueError(
+            f"y: expected class numbers 0..{outputs - 1} as integers, shape (N,), "
+            f"or one-hot rows, shape (N, {outputs})"
+        )
+    return torch.nn.functional.one_hot(y.long(), outputs).double()
+
+
+def stable_ranks(weights: Tensor) -> Tensor:
+    r"""Stable rank $‖W‖_F^2/‖W‖_2^2$ of every matrix, between 1 and the rank; a kernel counts as (out, rest).
+
+    Matrices (M, out, ...) give (M,) float64; NaN for the zero matrix, for which it is not defined, and for one
+    that is not finite.
+
+    Examples
+    --------
+    >>> [round(r, 6) for r in stable_ranks(torch.stack([torch.eye(3), torch.ones(3, 3)])).tolist()]
+    [3.0, 1.0]
+    """
+    matrix = weights.detach().flatten(2).double()
+    matrix = matrix / matrix.abs().amax((1, 2), keepdim=True)  # no under- or overflow in the squares
+    # The largest eigenvalue of the smaller Gram matrix: as accurate for σ₁ as an SVD, and much cheaper.
+    gram = matrix @ matrix.mT if matrix.shape[1] <= matrix.shape[2] else matrix.mT @ matrix
+    undefined = ~gram.isfinite().all(2).all(1)
+    largest = torch.linalg.eigvalsh(torch.where(undefined[:, None, None], 0.0, gram))[:, -1]
+    return torch.where(undefined, torch.nan, gram.diagonal(dim1=1, dim2=2).sum(1) / largest)
+
+
+def low_rank_distance(weight: Tensor) -> Tensor:
+    r"""Distance of a matrix to the matrices of rank at most r, $\sqrt{\sum_{i>r}s_i^2}$, for every r.
+
+    The distance is in the Frobenius norm, the $s_i$ are the singular values in falling order, and the
+    formula is the theorem of Eckart and Young (1936).  A kernel counts as the matrix (out, rest).
+
+    Parameters
+    ----------
+    weight
+        (out, in) or (out, in, height, width).
+
+    Returns
+    -------
+    Tensor
+        (min(out, rest) + 1,) float64; entry r is the distance to rank r, the first is $‖W‖_F$, the last 0.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two axes.
+
+    Notes
+    -----
+    Chapter 7.
+
+    Examples
+    --------
+    >>> low_rank_distance(torch.diag(torch.tensor([4.0, 3.0]))).tolist()
+    [5.0, 3.0, 0.0]
+    """
+    if weight.ndim < 2:
+        raise ValueError(f"weight: shape {tuple(weight.shape)}; expected a matrix or a convolution kernel")
+    squares = torch.linalg.svdvals(weight.detach().flatten(1).double()).square()
+    tails = squares.flip(0).cumsum(0).flip(0).sqrt()  # small values first, so that none is lost
+    return torch.cat([tails, tails.new_zeros(1)])
+
+
+class Balance(NamedTuple):
+    """What gradient flow without weight decay conserves; see `balance`."""
+
+    layers: Tensor
+    neurons: list[Tensor]
+
+
+def balance(net: Net) -> Balance:
+    r"""How far neighbouring layers are from balance, for layers and neuron by neuron.
+
+    $ρ_k^2 - ρ_{k+1}^2$, and $‖\text{row}_i\hat W_k‖^2 - ‖\text{column}_i\hat W_{k+1}‖^2$ for each neuron
+    (channel) i.  For plain bias-free networks gradient flow conserves both; with weight decay
+    $λ\sum_k‖W_k‖^2$ both decay as $e^{-4λt}$.
+
+    Parameters
+    ----------
+    net
+        Network that is homogeneous in its layers; with BN, calibrated.
+
+    Returns
+    -------
+    Balance
+        `layers`, (L−1,) float64, for k = 1..L−1; `neurons`, L−1 tensors (d_k,) float64, each of which
+        sums to the entry of `layers`.  (The difference of two layers further apart is a sum of entries
+        of `layers`.)
+
+    Raises
+    ------
+    ValueError
+        A ResNet, whose layers do not follow one another in a chain.  Also as `fold`.
+
+    Notes
+    -----
+    Chapter 5.
+
+    Examples
+    --------
+    >>> from nclib.networks.models import mlp
+    >>> net = mlp(widths=(8,)).build(input_shape=(4,), init_norm=(2.0, 1.0))
+    >>> layers, neurons = balance(net)
+    >>> round(layers.item(), 6), round(neurons[0].sum().item(), 6)
+    (3.0, 3.0)
+    """
+    _refuse_skips(net, "balance")
+    squares = [w.square() for w in folded_weights(net)]
+    neurons = []
+    for k in range(len(squares) - 1):
+        rows = squares[k].flatten(1).sum(dim=1)
+        # Column i of the next layer is what its weights see of neuron i, over all kernel positions:
+        # a first axis after `out` of size d_k for kernels, d_k × (positions) for flattened maps.
+        columns = squares[k + 1].reshape(squares[k + 1].shape[0], rows.shape[0], -1).sum(dim=(0, 2))
+        neurons.append(rows - columns)
+    norms = torch.stack([s.sum() for s in squares])
+    return Balance(norms[:-1] - norms[1:], neurons)
+
+
+class LastLayer(NamedTuple):
+    """Features and classifier in float64; see `last_layer`."""
+
+    features: NDArray[np.float64]
+    """One row a sample, (N, d)."""
+    weight: NDArray[np.float64]
+    """W, (K, d)."""
+    bias: NDArray[np.float64] | None
+    """b, (K,), or None."""
+
+
+@torch.no_grad()
+def last_layer(net: Net, x: Tensor, *, chunk: int = 1024) -> LastLayer:
+    r"""What the last layer sees and what it does: features $h_n$, and $W$, $b$ with $f(x_n)=Wh_n+b$.
+
+    Parameters
+    ----------
+    net
+        Network; with BN, calibrated and in evaluation mode.  Under `norm="lm"` the scale ρ counts to W.
+    x
+        Inputs (N, ...), on the network's device.
+    chunk
+        Samples at a time.
+
+    Returns
+    -------
+    LastLayer
+        Named tuple ``(features, weight, bias)`` of float64 arrays, which is what `nclib.collapse`,
+        `nclib.ridge` and `nclib.simplex_view` take.
+
+    Raises
+    ------
+    ValueError
+        `x` is empty.
+
+    Notes
+    -----
+    Chapter 6.
+
+    Examples
+    --------
+    >>> from nclib.networks.models import mlp
+    >>> net = mlp(widths=(8,)).build(input_shape=(4,), outputs=3)
+    >>> features, weight, bias = last_layer(net, torch.ones(5, 4))
+    >>> features.shape, weight.shape, bias
+    ((5, 8), (3, 8), None)
+    """
+    if len(x) == 0:
+        raise ValueError("x: no samples; give the inputs whose features are wanted")
+    head = net.layers[-1]
+    features = torch.cat([net.features(piece) for piece in torch.split(x, chunk)])
+    weight = head.matrix if net.scale is None else head.matrix * net.scale
+    bias = None if head.bias is None else head.bias.double().numpy(force=True)
+    return LastLayer(features.double().numpy(force=True), weight.double().numpy(force=True), bias)
+
+
+def per_sample_gradients(net: Net, x: Tensor, y: Tensor, *, weight_decay: float = 0.0) -> list[Tensor]:
+    r"""Gradient in every layer of the loss of each point, $g_{n,k}=\nabla_{W_k}\ell_n+2λW_k$.
+
+    $\ell_n=(f_W(x_n)-y_n)^2$, the mean over the outputs where there are several.  The gradient on a
+    mini-batch is the mean of its points' $g_{n,k}$, and that of the whole loss
+    $\frac1N\sum_n\ell_n+λ\sum_k‖W_k‖^2$ the mean of all.  A ReLU at its kink has derivative 0.
+
+    Parameters
+    ----------
+    net
+        Plain network, `norm="none"` (fold others first).
+    x
+        Inputs (N, ...).
+    y
+        Targets, (N,) for one output and (N, K) for several.
+    weight_decay
+        λ ≥ 0.
+
+    Returns
+    -------
+    list
+        L tensors (N, *shape of the layer's weight), in the type of `net`.
+
+    Raises
+    ------
+    ValueError
+        The network is normalised, or `y` does not fit its outputs.
+
+    Notes
+    -----
+    Chapter 7.  Biases are held fixed and have no entry.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from nclib.networks.models import mlp
+    >>> net = mlp(widths=()).build(input_shape=(2,))
+    >>> net.layers[0].set_weight(torch.tensor([[0.5, 0.0]]))
+    >>> (g,) = per_sample_gradients(net, torch.eye(2), torch.tensor([1.0, -1.0]), weight_decay=0.1)
+    >>> [[round(v, 6) for v in row] for row in g[:, 0].tolist()]
+    [[-0.9, 0.0], [0.1, 2.0]]
+    """
+    if net.arch.norm != "none":
+        raise ValueError(f"net: norm={net.arch.norm!r} has no gradient of its own per point; pass nclib.fold(net)")
+    expected = (len(x),) if net.outputs == 1 else (len(x), net.outputs)
+    if tuple(y.shape) != expected:
+        raise ValueError(f"y: shape {tuple(y.shape)}; expected targets of shape {expected}, like the outputs")
+    parameters = {name: p.detach() for name, p in net.named_parameters()}
+    weights = {name: p for name, p in parameters.items() if name.endswith("weight")}
+    fixed = {name: p for name, p in parameters.items() if name not in weights}
+
+    def loss(weights: dict[str, Tensor], point: Tensor, target: Tensor) -> Tensor:
+        output: Tensor = functional_call(net, weights | fixed, (point.unsqueeze(0),))
+        return (output[0] - target).square().mean()
+
+    found = vmap(grad(loss), in_dims=(None, 0, 0))(weights, x, y)
+    return [found[name] + 2 * weight_decay * p for name, p in weights.items()]
