@@ -15,25 +15,28 @@ from .networks.normalisation import calibrate, fold
 from .networks.readings import balance, last_layer, low_rank_distance, margins, per_sample_gradients, rho
 from .scale import base_seed, device, device_name, scale, scale_name, seeds
 from .sweeps import SweepFailed, sweep
-from .theory.bounds import MarginBound, margin_bound, margin_bound_over_grid, patch_radius, rademacher_bound
+from .theory.bounds import (
+    margin_bound,
+    margin_bound_over_grid,
+    patch_radius,
+    rademacher_ascent,
+    rademacher_bound,
+    rademacher_exact,
+)
 from .theory.closed_forms import (
-    balanced_penalty,
     equilibrium_loss,
     equilibrium_norm,
     growth_clock,
     interpolant_from,
     linear_escape_time,
-    margin_moments,
     minimum_norm,
     ridge,
     simplex_etf,
     ufm_minimiser,
 )
-from .theory.complexity import rademacher_ascent, rademacher_exact
-from .theory.convex import convex_optimum
-from .theory.flow import Flow, exact_flow, flow
+from .theory.flow import exact_flow, flow
+from .theory.optima import convex_optimum, ufm_descent
 from .theory.relu import tangent_kernel
-from .theory.unconstrained import ufm_descent
 from .training.optim import sgd
 from .training.runs import Runs
 from .training.steps import Steps, step_by_step
@@ -46,14 +49,11 @@ __all__ = [
     "CollapseStatistics",
     "Data",
     "Explorable",
-    "Flow",
-    "MarginBound",
     "Result",
     "Runs",
     "Steps",
     "SweepFailed",
     "balance",
-    "balanced_penalty",
     "base_seed",
     "binary_experiment",
     "calibrate",
@@ -83,7 +83,6 @@ __all__ = [
     "low_rank_distance",
     "margin_bound",
     "margin_bound_over_grid",
-    "margin_moments",
     "margins",
     "minimum_norm",
     "mlp",

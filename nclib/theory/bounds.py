@@ -1,6 +1,6 @@
-"""Margin bounds on the test error of bias-free ReLU networks, with every constant.
+"""Margin bounds on the test error of bias-free ReLU networks, with every constant, and how loose they are.
 
-The class behind every bound here: functions f_V(x) = V_L σ(V_{L-1} … σ(V_1 x)) with one output, ReLU σ,
+The class behind everything here: functions f_V(x) = V_L σ(V_{L-1} … σ(V_1 x)) with one output, ReLU σ,
 ‖V_k‖_F ≤ 1 and any widths. A trained network belongs to it once its outputs are divided by ρ = Π ‖W_k‖_F.
 Biases, which folded batch normalisation leaves behind, take a network out of the class.
 The depth, and the architecture of a convolutional network, must be chosen before seeing the data; the norms
@@ -11,35 +11,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from .closed_forms import Array, Arrays, array
+from .relu import arcs, circle
+
+if TYPE_CHECKING:
+    from ..networks.models import Architecture
 
 #: Candidates for γ, twenty to a decade from 0.001 to 10. They depend on nothing, so on no data either.
 GAMMAS: tuple[float, ...] = tuple(10 ** (step / 20) for step in range(-60, 21))
 
 
 class MarginBound(NamedTuple):
-    """A bound on P[y f(x) ≤ 0] and the three terms it is the sum of."""
+    """A bound on P[y f(x) ≤ 0] and the three terms it is the sum of.
+
+    Attributes
+    ----------
+    total
+        The bound: `ramp_loss` + `complexity` + `confidence`; not cut at 1.
+    ramp_loss
+        Mean over the training points of min(1, max(0, 1 − mₙ/γ)).
+    complexity
+        (2/γ) R_N.
+    confidence
+        3 √(ln(2/δ) / 2N), with δ shared out where γ was chosen from a grid.
+    gamma
+        The margin γ it is computed at.
+    vacuous
+        Whether `total` ≥ 1, so that nothing is claimed.
+    """
 
     total: float
-    """The bound: `ramp_loss` + `complexity` + `confidence`; not cut at 1."""
     ramp_loss: float
-    """Mean over the training points of min(1, max(0, 1 − mₙ/γ))."""
     complexity: float
-    """(2/γ) R_N."""
     confidence: float
-    """3 √(ln(2/δ) / 2N), with δ shared out where γ was chosen from a grid."""
     gamma: float
-    """The margin γ it is computed at."""
     vacuous: bool
-    """Whether `total` ≥ 1, so that nothing is claimed."""
 
 
 def rademacher_bound(n: int, depth: int, radius: float = 1.0, patches: Sequence[int] | None = None) -> float:
-    """Bound on the empirical Rademacher complexity of networks whose layers have unit Frobenius norms.
+    """Bound on the empirical Rademacher complexity of networks whose layers have unit Frobenius norms (Chapter 3).
 
     R_N = E_ε sup_V (1/N) Σₙ εₙ f_V(xₙ) ≤ (√(2 L ln 2) + 1) · radius / √N, and for convolutions
 
@@ -47,22 +65,17 @@ def rademacher_bound(n: int, depth: int, radius: float = 1.0, patches: Sequence[
 
     Parameters
     ----------
-    n : int
+    n
         N ≥ 1, training points.
-    depth : int
+    depth
         L ≥ 1, layers that carry weights.
-    radius : float
+    radius
         Dense layers: max ‖xₙ‖ or more (1 for inputs scaled to unit norm). With `patches`: the root mean
         square norm of the input patch where it is largest (`patch_radius`), or more.
-    patches : sequence of int, optional
+    patches
         For a convolutional network, (c₂, …, c_L): at how many positions of the layer before a unit of layer k
         reads. k×k kernels read k², a layer on the whole map reads its height × width, and a dense layer
         that follows a dense one reads 1. A kernel's norm then counts once, however often it is applied.
-
-    Returns
-    -------
-    float
-        The bound on R_N, not below 0.
 
     Raises
     ------
@@ -78,20 +91,10 @@ def rademacher_bound(n: int, depth: int, radius: float = 1.0, patches: Sequence[
 
     Notes
     -----
-    *Dense: Theorem 1 of Golowich, Rakhlin & Shamir (2018).* For λ > 0, Jensen's inequality gives
-    N R_N ≤ (1/λ) ln E sup exp(λ ‖Σ εₙ hₙ‖), h the last hidden layer. Homogeneity lets a single unit carry
-    the supremum over a layer; dropping the absolute value costs a factor 2 and the contraction principle
-    removes its ReLU: one factor 2 per hidden layer, at most 2^L in all. What is left, Z = ‖Σ εₙ xₙ‖, has
-    mean at most S = √(Σ ‖xₙ‖²) and, by bounded differences, ln E exp(λ(Z − E Z)) ≤ λ² S²/2; the best λ
-    yields S (√(2 L ln 2) + 1).
-
-    *Convolutional: derived here by the same peeling, position by position, an idea of Galanti, Xu, Galanti
-    & Poggio (2023); the constants are those of this derivation.* A unit of layer k at one position reads the
-    concatenation z of c_k vectors h_q, and ‖Σ εₙ zₙ‖² = Σ_q ‖Σ εₙ h_q(xₙ)‖² ≤ c_k max_q ‖Σ εₙ h_q(xₙ)‖²:
-    a factor √c_k. The maximum over q leaves the exponential as a sum of c_k terms: ln c_k beside the ln 2.
-    Each term is a single position, where the convolution is a dense layer with the kernel for its matrix.
-    At the bottom stands one patch of the input, S² = max_p Σₙ ‖z_p(xₙ)‖². Weights may but need not be
-    shared, and patches may overlap; average pooling and residual connections are not covered.
+    *Dense:* Theorem 1 of Golowich, Rakhlin & Shamir (2018) as published, with L ln 2 where the proof, in Chapter 3,
+    gives (L − 1) ln 2. *Convolutional:* by the same peeling, position by position, an idea of Galanti, Xu, Galanti
+    & Poggio (2023); the constants are derived in Chapter 3. Weights may but need not be shared, and patches may
+    overlap; average pooling and residual connections are not covered.
     """
     for name, value in (("n", n), ("depth", depth)):
         if value < 1:
@@ -107,22 +110,138 @@ def rademacher_bound(n: int, depth: int, radius: float = 1.0, patches: Sequence[
     return (math.sqrt(2 * logarithms) + 1) * math.sqrt(math.prod(reads)) * radius / math.sqrt(n)
 
 
-def patch_radius(images: torch.Tensor, kernel: int, stride: int = 1, padding: int = 0) -> float:
-    """Norm of the input patches that a first convolution reads, where they are largest.
+def rademacher_exact(x: Arrays, signs: ArrayLike, depth: int) -> Array:
+    r"""Best correlation of a network of unit norms with each row of signs, exactly, for one layer or two: (draws,).
 
-    max_p √(⟨‖z_p(xₙ)‖²⟩), the maximum over positions of the root mean square over the N images.
+    One layer: $\frac1N\lVert\sum_nε_nx_n\rVert$. Two layers, whatever the width: that of the best single unit,
+    $\frac1N\max_{\lVert w\rVert=1}|\sum_nε_n\,\mathrm{relu}(w\cdot x_n)|$, for inputs in the plane. Between two
+    directions w in which a point switches on or off, the sum is linear in w, so that its extremes over an arc
+    lie in the direction of the arc's gradient or at the arc's ends; all of them are tried. That one unit carries
+    the supremum is the first step of Golowich, Rakhlin & Shamir (2018).
 
     Parameters
     ----------
-    images : (N, C, H, W)
-        The training images.
-    kernel, stride, padding : int
-        Of the first layer. Padding is with zeros, which add nothing to a norm.
+    x
+        Inputs, none of them 0, (N, d); d = 2 for two layers.
+    signs
+        Rows of ±1, (draws, N). With all 2^N of them the mean of the result is $\mathcal R_N$ itself.
+    depth
+        1 or 2.
 
-    Returns
-    -------
-    float
-        The `radius` of `rademacher_bound` for a convolutional network.
+    Raises
+    ------
+    ValueError
+        If no formula is known for the depth and dimension, or the shapes do not fit.
+
+    Examples
+    --------
+    >>> x = np.eye(4)
+    >>> rademacher_exact(x, [[1, -1, 1, 1]], depth=1)
+    array([0.5])
+    >>> rademacher_exact([[1.0, 0.0], [-1.0, 0.0]], [[1, -1]], depth=2)
+    array([0.5])
+    """
+    x, signs = _inputs(x), _signs(signs, len(x))
+    if x.ndim != 2 or depth not in (1, 2) or (depth == 2 and x.shape[1] != 2):
+        raise ValueError(
+            f"depth={depth} with x of shape {x.shape}: a formula is known for depth=1, and for depth=2 in the "
+            "plane; write x of shape (N, 2), or use rademacher_ascent"
+        )
+    if depth == 1:
+        return np.asarray(np.linalg.norm(signs @ x, axis=1) / len(x))
+    ends, widths = arcs(x)
+    active = circle(ends + widths / 2) @ x.T > 0  # (arcs, N)
+    slopes = np.stack([(signs * x[:, axis]) @ active.T for axis in (0, 1)], axis=-1)  # gradients, (draws, arcs, 2)
+    best = np.abs((slopes * circle(ends)).sum(-1)).max(1)
+    for sign in (1, -1):
+        ahead = np.mod(np.arctan2(sign * slopes[..., 1], sign * slopes[..., 0]) - ends, 2 * np.pi)
+        inside = np.where(ahead <= widths, np.linalg.norm(slopes, axis=-1), 0)  # the top of the arc is no end
+        best = np.maximum(best, inside.max(1))
+    return np.asarray(best / len(x))
+
+
+def rademacher_ascent(
+    x: Arrays,
+    signs: ArrayLike,
+    arch: Architecture,
+    *,
+    restarts: int = 4,
+    steps: int = 100,
+    seed: int = 0,
+) -> Array:
+    r"""Best correlation of an architecture of unit norms with each row of signs that ascent finds: (draws,).
+
+    From random directions every step moves each $V_k$ half-way to $G_k/\lVert G_k\rVert$, with $G_k$ the gradient
+    of $\frac1N\sum_nε_nf_V(x_n)$, and puts it back on its sphere. The largest value met is returned; since it is
+    attained by a network of the class, the mean over signs cannot exceed $\mathcal R_N$ but for chance.
+
+    Parameters
+    ----------
+    x
+        Inputs (N, …): vectors for `mlp`, images for `convnet`.
+    signs
+        Rows of ±1, (draws, N).
+    arch
+        From `mlp` or `convnet`, without normalisation and biases.
+    restarts
+        Random starts for each row of signs, the best of which counts; with more of them, and with more width, more
+        is found, as local maxima are the rule.
+    steps
+        Steps from each start.
+    seed
+        Of the starts.
+
+    Raises
+    ------
+    ValueError
+        If the architecture is no homogeneous one, or a shape or number does not fit.
+
+    Examples
+    --------
+    >>> from nclib.networks.models import mlp
+    >>> x, signs = np.eye(4), [[1, -1, 1, 1]]
+    >>> rademacher_ascent(x, signs, mlp(widths=())).round(6)
+    array([0.5])
+    """
+    if not arch.homogeneous or arch.norm != "none" or arch.bias:
+        raise ValueError(f"arch={arch!r}: only networks f_V without normalisation and biases; write mlp or convnet")
+    for name, value in (("restarts", restarts), ("steps", steps)):
+        if value < 1:
+            raise ValueError(f"{name}={value}: nothing would be tried; write a whole number ≥ 1")
+    inputs = torch.from_numpy(_inputs(x))
+    weighted = torch.from_numpy(_signs(signs, len(inputs))).repeat_interleave(restarts, 0) / len(inputs)
+    net = arch.build(tuple(inputs.shape[1:]), 1, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    names = [name for name, _ in net.named_parameters()]
+    shapes = [(len(weighted), *p.shape) for p in net.parameters()]
+    V = [_on_sphere(torch.randn(shape, generator=generator, dtype=torch.float64)) for shape in shapes]
+
+    def outputs(*weights: Tensor) -> Tensor:
+        value: Tensor = functional_call(net, dict(zip(names, weights, strict=True)), (inputs,))
+        return value
+
+    best = torch.zeros(len(weighted), dtype=torch.float64)
+    for _ in range(steps):
+        V = [v.requires_grad_() for v in V]
+        correlation = (vmap(outputs)(*V) * weighted).sum(1)
+        best = torch.maximum(best, correlation.detach().abs())
+        slopes = torch.autograd.grad(correlation.sum(), V)
+        V = [_on_sphere(v.detach() + _on_sphere(slope)) for v, slope in zip(V, slopes, strict=True)]
+    return best.view(-1, restarts).amax(1).numpy()
+
+
+def patch_radius(images: Tensor, kernel: int, stride: int = 1, padding: int = 0) -> float:
+    """Norm of the input patches that a first convolution reads, where they are largest.
+
+    max_p √(⟨‖z_p(xₙ)‖²⟩), the maximum over positions of the root mean square over the N images: the `radius` of
+    `rademacher_bound` for a convolutional network.
+
+    Parameters
+    ----------
+    images
+        The training images, (N, C, H, W): a bound by the *empirical* complexity may measure it there.
+    kernel, stride, padding
+        Of the first layer. Padding is with zeros, which add nothing to a norm.
 
     Raises
     ------
@@ -133,10 +252,6 @@ def patch_radius(images: torch.Tensor, kernel: int, stride: int = 1, padding: in
     --------
     >>> round(patch_radius(torch.ones(5, 1, 4, 4) / 4, kernel=2), 4)
     0.5
-
-    Notes
-    -----
-    It is measured on the training set, which a bound by the *empirical* complexity allows. Chapter 3.
     """
     if images.ndim != 4 or len(images) == 0:
         raise ValueError(f"images has shape {tuple(images.shape)}; write images of shape (N, C, H, W), N ≥ 1")
@@ -151,7 +266,7 @@ def patch_radius(images: torch.Tensor, kernel: int, stride: int = 1, padding: in
 
 
 def margin_bound(
-    margins: ArrayLike | torch.Tensor,
+    margins: Arrays,
     gamma: float,
     depth: int,
     radius: float = 1.0,
@@ -168,13 +283,13 @@ def margin_bound(
 
     Parameters
     ----------
-    margins : (N,)
-        Normalised margins mₙ = yₙ f(xₙ)/ρ of the training points.
-    gamma : float
+    margins
+        Normalised margins mₙ = yₙ f(xₙ)/ρ of the training points, (N,).
+    gamma
         γ > 0, fixed before seeing the data (`margin_bound_over_grid` chooses it afterwards, at a price).
     depth, radius, patches
         As in `rademacher_bound`.
-    delta : float
+    delta
         δ, the probability with which the bound may fail, 0 < δ < 1.
 
     Returns
@@ -195,16 +310,10 @@ def margin_bound(
 
     Notes
     -----
-    1. The ramp φ(m) = min(1, max(0, 1 − m/γ)) is at least 1 where m ≤ 0, so P[y f ≤ 0] ≤ E φ(y f).
-    2. φ has values in [0, 1]: by McDiarmid's inequality (twice, for the deviation and for the empirical
-       complexity, δ/2 each) and symmetrisation, E φ ≤ mean φ + 2 R_N(φ∘(y f)) + 3 √(ln(2/δ) / 2N);
-       Bartlett & Mendelson (2002), Theorem 3.3 of Mohri, Rostamizadeh & Talwalkar (2018).
-    3. φ is 1/γ-Lipschitz: by Talagrand's contraction lemma, in the form without absolute values, which has
-       no further factor 2, R_N(φ∘(y f)) ≤ R_N(y f)/γ; and R_N(y f) = R_N(f), as εₙyₙ is distributed as εₙ.
-       This is the margin bound of Koltchinskii & Panchenko (2002). Chapter 3.
-
-    Were the bound on R_N known before seeing the data, √(ln(1/δ) / 2N) could stand for the last term; as it
-    is, `radius` may be measured on the training set.
+    The bound of Koltchinskii & Panchenko (2002) and Bartlett & Mendelson (2002), by symmetrisation, McDiarmid's
+    inequality twice, δ/2 each, and contraction without absolute values; Chapter 3 proves it. Were the bound on R_N
+    known before seeing the data, √(ln(1/δ) / 2N) could stand for the last term; as it is, `radius` may be
+    measured on the training set.
     """
     values = _margins(margins)
     if not (gamma > 0 and math.isfinite(gamma)):
@@ -225,7 +334,7 @@ def margin_bound(
 
 
 def margin_bound_over_grid(
-    margins: ArrayLike | torch.Tensor,
+    margins: Arrays,
     depth: int,
     radius: float = 1.0,
     delta: float = 0.05,
@@ -235,22 +344,16 @@ def margin_bound_over_grid(
     """Best margin bound over a grid of γ, valid although γ is chosen after seeing the margins.
 
     Each of the G values gets δ/G, so that with probability 1 − δ all G bounds hold, and so the least of them.
+    The price, which `confidence` pays, is small: 3 √(ln(2G/δ) / 2N) in place of 3 √(ln(2/δ) / 2N).
 
     Parameters
     ----------
-    margins : (N,)
-        Normalised margins mₙ = yₙ f(xₙ)/ρ of the training points.
-    depth, radius, patches
-        As in `rademacher_bound`.
-    delta : float
+    margins, depth, radius, patches
+        As in `margin_bound`.
+    delta
         δ for the whole grid, 0 < δ < 1.
-    gammas : iterable of float
+    gammas
         The grid. It must not depend on the data; `GAMMAS`, 81 values from 0.001 to 10, does not.
-
-    Returns
-    -------
-    MarginBound
-        At the γ that makes it least; its `confidence` has paid for the choice.
 
     Raises
     ------
@@ -262,10 +365,6 @@ def margin_bound_over_grid(
     >>> bound = margin_bound_over_grid(np.full(12_000, 0.1), depth=2)
     >>> print(round(bound.gamma, 3), round(bound.total, 3), bound.vacuous)
     0.1 0.542 False
-
-    Notes
-    -----
-    The price is small: 3 √(ln(2G/δ) / 2N) in place of 3 √(ln(2/δ) / 2N). Chapter 3.
     """
     grid = list(gammas)
     if not grid:
@@ -275,13 +374,32 @@ def margin_bound_over_grid(
     return min(bounds, key=lambda bound: bound.total)
 
 
-def _margins(margins: ArrayLike | torch.Tensor) -> NDArray[np.float64]:
+def _margins(margins: Arrays) -> Array:
     """The margins as a float64 vector, or an error."""
-    if isinstance(margins, torch.Tensor):
-        margins = margins.detach().cpu().numpy()
-    values = np.asarray(margins, dtype=np.float64)
+    values = array(margins)
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"margins has shape {values.shape}; write one margin per training point, shape (N,)")
     if not np.isfinite(values).all():
         raise ValueError("margins holds NaN or infinity; write the margins of a network that did not diverge")
     return values
+
+
+def _inputs(x: Arrays) -> Array:
+    values = array(x)
+    if values.ndim < 2 or not np.isfinite(values).all() or not values.reshape(len(values), -1).any(1).all():
+        raise ValueError(f"x has shape {values.shape}; write one finite input a row, (N, …), none of them 0")
+    return values
+
+
+def _signs(signs: ArrayLike, n: int) -> Array:
+    values = np.asarray(signs, dtype=np.float64)
+    if values.ndim != 2 or values.shape[1] != n or not (np.abs(values) == 1).all():
+        raise ValueError(f"signs has shape {values.shape}; write rows of ±1, one sign for each of the {n} inputs")
+    return values
+
+
+def _on_sphere(layer: Tensor) -> Tensor:
+    """Each member's weights (B, …) divided by their norm; a layer of zeros stays one."""
+    sizes = layer.flatten(1).norm(dim=1).clamp_min(torch.finfo(layer.dtype).tiny)
+    unit: Tensor = layer / sizes.view(-1, *[1] * (layer.ndim - 1))
+    return unit

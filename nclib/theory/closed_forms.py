@@ -17,112 +17,26 @@ Array: TypeAlias = NDArray[np.float64]
 Arrays: TypeAlias = ArrayLike | torch.Tensor
 
 
-class Moments(NamedTuple):
-    """Moments of the normalised margin over the training points: μ = ⟨y f⟩, M = ⟨f²⟩, σ² = M − μ²."""
-
-    mu: Any
-    M: Any
-    sigma: Any
-
-
-class UFMinimiser(NamedTuple):
-    """A point of the unconstrained-features model; see `ufm_minimiser` and `ufm_descent`."""
-
-    singular_values: Array
-    """Singular values of the product W H, largest first: K − 1 of them with a bias, K without."""
-    weight: Array
-    """W, the classifier, (K, dim)."""
-    features: Array
-    """H, one row a training point, ordered by class, (N, dim)."""
-    bias: Array
-    """b, (K,); zeros without a bias."""
-    labels: NDArray[np.int64]
-    """The class of each row of `features`, (N,)."""
-    mean_norms: Array
-    """Norm of each class mean, (K,)."""
-    loss: float
-    """The value of the objective."""
-
-    @property
-    def singular_value(self) -> float:
-        """The largest singular value; with equal class sizes they are all equal."""
-        return float(self.singular_values[0])
-
-    @property
-    def mean_norm(self) -> float:
-        """The largest norm of a class mean; with equal class sizes they are all equal."""
-        return float(self.mean_norms.max())
-
-
-def margin_moments(f: Arrays, y: Arrays) -> Moments:
-    """Mean μ, second moment M and standard deviation σ of the normalised margins.
-
-    μ = ⟨yₙ fₙ⟩, M = ⟨fₙ²⟩ and σ² = M − μ², averages over the N training points.
-
-    Parameters
-    ----------
-    f : (..., N)
-        Normalised outputs f_V(xₙ), that is the network's outputs divided by ρ; leading axes are a batch.
-    y : (N,) or (..., N)
-        Labels ±1.
-
-    Returns
-    -------
-    Moments
-        Named tuple ``(mu, M, sigma)``, each of the leading shape of `f` (a number when `f` is a vector).
-
-    Raises
-    ------
-    ValueError
-        If `y` holds anything but ±1 or does not match `f`.
-
-    Examples
-    --------
-    >>> mu, M, sigma = margin_moments([0.3, -0.1], [1, -1])
-    >>> print(f"{mu:.2f} {M:.2f} {sigma:.2f}")
-    0.20 0.05 0.10
-
-    Notes
-    -----
-    σ is computed from centred margins: M − μ² would lose every digit of a nearly collapsed network.
-    Chapter 2.
-    """
-    f, y = _array(f), _array(y)
-    if f.ndim == 0 or f.shape[-1] == 0 or y.shape[-1:] != f.shape[-1:]:
-        raise ValueError(
-            f"f has shape {f.shape} and y {y.shape}: the last axis of both runs over the same N ≥ 1 points; "
-            "write f of shape (..., N) and y of shape (N,)"
-        )
-    if not np.all(np.abs(y) == 1):
-        raise ValueError("y holds values other than ±1; write labels of two classes as ±1, e.g. 1 - 2 * labels")
-    margin = y * f
-    return Moments(margin.mean(-1), (margin**2).mean(-1), margin.std(-1))
-
-
 def equilibrium_norm(f: Arrays, y: Arrays, weight_decay: Arrays) -> Any:
-    """Norm at which the scale of a normalised network comes to rest, ρ_eq = μ / (M + λ).
+    """Norm at which the scale of a normalised network comes to rest, ρ_eq = μ / (M + λ), with μ = ⟨y f⟩, M = ⟨f²⟩.
 
     It solves ρ̇ = 2 [μ − ρ (M + λ)] = 0, the flow of ⟨(ρ fₙ − yₙ)²⟩ + λ ρ² in ρ, and is the minimum of
-    that loss over ρ for the given direction V.
+    that loss over ρ for the given direction V (Chapter 2). It is negative if μ is.
 
     Parameters
     ----------
-    f : (..., N)
-        Normalised outputs f_V(xₙ); leading axes are a batch.
-    y : (N,) or (..., N)
-        Labels ±1.
-    weight_decay : number or (...)
+    f
+        Normalised outputs f_V(xₙ), that is the network's outputs divided by ρ, (..., N); leading axes are a batch.
+    y
+        Labels ±1, (N,) or (..., N).
+    weight_decay
         λ ≥ 0, one for all or one per member of the batch.
-
-    Returns
-    -------
-    number or (...)
-        ρ_eq. Negative if most of the margins are.
 
     Raises
     ------
     ValueError
-        If λ is negative, or if λ = 0 while all outputs are 0 (then every ρ is an equilibrium).
+        If `y` holds anything but ±1 or does not match `f`, if λ is negative, or if λ = 0 while all outputs are 0
+        (then every ρ is an equilibrium).
 
     Examples
     --------
@@ -131,71 +45,49 @@ def equilibrium_norm(f: Arrays, y: Arrays, weight_decay: Arrays) -> Any:
 
     Notes
     -----
-    Poggio & Liao (2020) sum over n where this averages: their λ is N times this one. Chapter 2.
+    Poggio & Liao (2020) sum over n where this averages: their λ is N times this one.
     """
-    moments = margin_moments(f, y)
-    weight_decay = _weight_decay(weight_decay)
-    if np.any(moments.M + weight_decay == 0):
-        raise ValueError(
-            "f is zero everywhere and weight_decay=0, so every norm is an equilibrium; write weight_decay > 0"
-        )
-    return moments.mu / (moments.M + weight_decay)
+    mu, sigma, lam = _moments(f, y, weight_decay)
+    return mu / (mu**2 + sigma**2 + lam)
 
 
-def equilibrium_loss(mu: Arrays, M: Arrays, weight_decay: Arrays) -> Any:
-    """Regularised loss when ρ is at equilibrium, 1 − μ²/(M + λ) = (λ + σ²)/(λ + σ² + μ²).
+def equilibrium_loss(f: Arrays, y: Arrays, weight_decay: Arrays) -> Any:
+    """Regularised loss at the norm of `equilibrium_norm`, 1 − μ²/(M + λ) = (λ + σ²)/(λ + σ² + μ²), σ² = M − μ².
 
-    What the direction V still minimises once ρ follows it: the smaller it is, the larger the
-    signal-to-noise ratio μ²/(λ + σ²) of the margins.
+    Between 0 and 1, and what the direction V still minimises once ρ follows it: the smaller it is, the larger
+    the signal-to-noise ratio μ²/(λ + σ²) of the margins (Chapter 2).
 
     Parameters
     ----------
-    mu, M : number or (...)
-        Moments ⟨y f⟩ and ⟨f²⟩ of the normalised margins (`margin_moments`); M ≥ μ².
-    weight_decay : number or (...)
-        λ ≥ 0.
-
-    Returns
-    -------
-    number or (...)
-        ⟨(ρ_eq fₙ − yₙ)²⟩ + λ ρ_eq², between 0 and 1.
+    f, y, weight_decay
+        As in `equilibrium_norm`; the loss is ⟨(ρ fₙ − yₙ)²⟩ + λ ρ².
 
     Raises
     ------
     ValueError
-        If λ is negative, M < μ², or M + λ = 0.
+        As `equilibrium_norm`.
 
     Examples
     --------
-    >>> print(round(float(equilibrium_loss(0.2, 0.05, weight_decay=0.05)), 12))
+    >>> print(round(float(equilibrium_loss([0.3, -0.1], [1, -1], weight_decay=0.05)), 12))
     0.6
-
-    Notes
-    -----
-    Chapter 2.
     """
-    mu, M, weight_decay = _array(mu), _array(M), _weight_decay(weight_decay)
-    if np.any(mu**2 > M * (1 + 1e-12)):
-        raise ValueError("M < mu² is impossible for a second moment; take both from margin_moments(f, y)")
-    if np.any(M + weight_decay == 0):
-        raise ValueError("M=0 and weight_decay=0 leave the loss undefined; write weight_decay > 0")
-    return 1 - mu**2 / (M + weight_decay)
+    mu, sigma, lam = _moments(f, y, weight_decay)
+    return (lam + sigma**2) / (lam + sigma**2 + mu**2)
 
 
 def minimum_norm(x: Arrays, y: Arrays) -> Array:
-    """Smallest w among those that minimise ‖X w − y‖, that is X⁺ y.
+    """Smallest w among those that minimise ‖X w − y‖, that is X⁺ y: the limit λ → 0 of `ridge` (Chapter 2).
+
+    Gradient descent on the square loss ends there when it starts at zero. Singular values of X below
+    max(N, d) · 2.2e-16 · the largest count as zero.
 
     Parameters
     ----------
-    x : (N, d)
-        One row a point.
-    y : (N,) or (N, K)
-        Targets.
-
-    Returns
-    -------
-    (d,) or (d, K)
-        X⁺ y: where gradient descent on the square loss ends when it starts at zero.
+    x
+        Inputs, one row a point, (N, d).
+    y
+        Targets, (N,) or (N, K).
 
     Raises
     ------
@@ -206,30 +98,19 @@ def minimum_norm(x: Arrays, y: Arrays) -> Array:
     --------
     >>> minimum_norm([[1.0, 1.0]], [1.0]).round(12).tolist()
     [0.5, 0.5]
-
-    Notes
-    -----
-    Singular values below max(N, d) · 2.2e-16 · the largest count as zero. Chapter 2.
     """
     return ridge(x, y, 0.0)
 
 
 def ridge(x: Arrays, y: Arrays, weight_decay: float) -> Array:
-    """Minimiser of (1/N) ‖X w − y‖² + λ ‖w‖², w_λ = (XᵀX + N λ I)⁻¹ Xᵀ y.
+    """Minimiser of (1/N) ‖X w − y‖² + λ ‖w‖², w_λ = (XᵀX + N λ I)⁻¹ Xᵀ y, (d,) or (d, K) (Chapter 2).
 
     Parameters
     ----------
-    x : (N, d)
-        One row a point.
-    y : (N,) or (N, K)
-        Targets.
-    weight_decay : float
+    x, y
+        As in `minimum_norm`.
+    weight_decay
         λ ≥ 0. At 0 the minimiser need not be unique; the limit λ → 0 is returned, X⁺ y.
-
-    Returns
-    -------
-    (d,) or (d, K)
-        w_λ.
 
     Raises
     ------
@@ -244,14 +125,14 @@ def ridge(x: Arrays, y: Arrays, weight_decay: float) -> Array:
     Notes
     -----
     Computed from the singular values s of X as V [s/(s² + N λ)] Uᵀ y, which, unlike the normal equations,
-    keeps its accuracy as λ → 0. Chapter 2.
+    keeps its accuracy as λ → 0.
     """
     x, y = _points(x, y)
-    decay = float(_weight_decay(weight_decay))
+    lam = float(decay(weight_decay))
     left, singular, right = np.linalg.svd(x, full_matrices=False)
     kept = singular > max(x.shape) * np.finfo(float).eps * singular.max(initial=0.0)
     gain = np.zeros_like(singular)
-    gain[kept] = singular[kept] / (singular[kept] ** 2 + len(x) * decay)
+    gain[kept] = singular[kept] / (singular[kept] ** 2 + len(x) * lam)
     solution: Array = (right.T * gain) @ (left.T @ y)
     return solution
 
@@ -263,23 +144,20 @@ def interpolant_from(x: Arrays, y: Arrays, w0: Arrays, depth: int = 1) -> Array:
     cannot see, z = (I − X⁺X) w₀, stays for ever. For L > 1 and a balanced start with the product w₀ = W_L ⋯ W_1
     that part changes in length only: the flow ends at
 
-        X⁺ y + z (s/‖w₀‖)^(1−1/L),   where s > 0 solves s² = ‖X⁺ y‖² + ‖z‖² (s/‖w₀‖)^(2−2/L).
+        X⁺ y + z (s/‖w₀‖)^(1−1/L),   where s > 0 solves s² = ‖X⁺ y‖² + ‖z‖² (s/‖w₀‖)^(2−2/L)
+
+    (Chapters 2 and 5).
 
     Parameters
     ----------
-    x : (N, d)
-        One row a point.
-    y : (N,), or (N, K) for depth 1
-        Targets.
-    w0 : (d,), or (d, K) for depth 1
-        The start; not zero for depth > 1, where zero is a saddle.
-    depth : int
+    x
+        Inputs, one row a point, (N, d).
+    y
+        Targets, (N,), or (N, K) for depth 1.
+    w0
+        The start, (d,), or (d, K) for depth 1; not zero for depth > 1, where zero is a saddle.
+    depth
         L ≥ 1, the number of layers.
-
-    Returns
-    -------
-    (d,) or (d, K)
-        The end point.
 
     Raises
     ------
@@ -292,13 +170,9 @@ def interpolant_from(x: Arrays, y: Arrays, w0: Arrays, depth: int = 1) -> Array:
     [2.0, -1.0]
     >>> interpolant_from([[1.0, 0.0]], [1.0], [0.01, 0.01], depth=2).round(4).tolist()  # 1, √0.01·√s/√2^½
     [1.0, 0.0842]
-
-    Notes
-    -----
-    Chapters 2 and 5.
     """
     x, y = _points(x, y)
-    w0 = _array(w0)
+    w0 = array(w0)
     expected = x.shape[1:] + y.shape[1:]
     if w0.shape != expected:
         raise ValueError(f"w0 has shape {w0.shape}; x and y ask for {expected}; write a start of that shape")
@@ -329,22 +203,17 @@ def interpolant_from(x: Arrays, y: Arrays, w0: Arrays, depth: int = 1) -> Array:
 
 
 def growth_clock(rho: Arrays, depth: int) -> Any:
-    """The function q of the norm whose rate along a balanced flow is 2L (μ − ρM), whatever the norm.
+    """The function q of the norm whose rate along a balanced flow is 2L (μ − ρM), whatever the norm (Chapter 5).
 
     q = ∫ ρ^(2/L−2) dρ: ρ for L = 1, ln ρ for L = 2, and −ρ^(−(1−2/L))/(1 − 2/L) for L > 2. Time to grow from
     ρ_a to ρ_b where μ − ρM is constant: [q(ρ_b) − q(ρ_a)]/(2L (μ − ρM)).
 
     Parameters
     ----------
-    rho : number or (...)
-        ρ > 0.
-    depth : int
+    rho
+        ρ > 0, a number or an array.
+    depth
         L ≥ 1, the number of layers.
-
-    Returns
-    -------
-    number or (...)
-        q(ρ).
 
     Raises
     ------
@@ -355,12 +224,8 @@ def growth_clock(rho: Arrays, depth: int) -> Any:
     --------
     >>> print(growth_clock(1.0, depth=2), growth_clock(16.0, depth=4))
     0.0 -0.5
-
-    Notes
-    -----
-    Chapter 5.
     """
-    rho = _array(rho)
+    rho = array(rho)
     if not np.all(rho > 0):
         raise ValueError("rho is not positive; write norms > 0, which a balanced flow never leaves")
     if depth < 1:
@@ -372,27 +237,23 @@ def growth_clock(rho: Arrays, depth: int) -> Any:
 
 
 def linear_escape_time(rho0: float, level: float, depth: int, size: float, angle: float) -> float:
-    """Time that a deep linear network needs to grow from the norm ρ₀ to a level ρ₀ < r ≪ 1.
+    """Time that a deep linear network needs to grow from the norm ρ₀ to a level ρ₀ < r ≪ 1 (Chapter 5).
 
-    For an exactly balanced start w of norm ρ₀ at the angle φ₀ to β = ⟨y x⟩, up to a relative error of order r,
+    For an exactly balanced start w of norm ρ₀ at the angle φ₀ to β = ⟨y x⟩, up to a relative error of order r and
+    in the units of the flow of ⟨(f − y)²⟩,
 
         T = ρ₀^(−(1−2/L)) / (2 ‖β‖ sin^(L−2) φ₀) · ∫_{φ_r}^{φ₀} sin^(L−3) φ dφ,   sin φ_r = (ρ₀/r)^(1/L) sin φ₀.
 
     Parameters
     ----------
-    rho0, level : float
-        0 < ρ₀ < r.
-    depth : int
+    rho0, level
+        ρ₀ and r, 0 < ρ₀ < r.
+    depth
         L ≥ 1, the number of layers.
-    size : float
+    size
         ‖β‖ > 0.
-    angle : float
+    angle
         φ₀ in radians, 0 < φ₀ < π.
-
-    Returns
-    -------
-    float
-        T, in the units of the flow of ⟨(f − y)²⟩.
 
     Raises
     ------
@@ -406,7 +267,7 @@ def linear_escape_time(rho0: float, level: float, depth: int, size: float, angle
 
     Notes
     -----
-    ρ sin^L φ is constant on the way, so the norm first shrinks where φ₀ is obtuse. Chapter 5.
+    ρ sin^L φ is constant on the way, so the norm first shrinks where φ₀ is obtuse.
     """
     if not 0 < rho0 < level:
         raise ValueError(f"rho0={rho0}, level={level}: write norms with 0 < rho0 < level")
@@ -420,65 +281,20 @@ def linear_escape_time(rho0: float, level: float, depth: int, size: float, angle
     return float(rho0 ** (2 / depth - 1) * integral / (2 * size * np.sin(angle) ** (depth - 2)))
 
 
-def balanced_penalty(rho: Arrays, depth: int, weight_decay: Arrays) -> Any:
-    """Least weight decay λ Σₖ ρₖ² that L layers with product of norms ρ must pay, λ L ρ^(2/L).
-
-    The inequality of arithmetic and geometric means; reached exactly when all ρₖ = ρ^(1/L).
-
-    Parameters
-    ----------
-    rho : number or (...)
-        ρ = Πₖ ρₖ ≥ 0.
-    depth : int
-        L ≥ 1, the number of layers that carry weights.
-    weight_decay : number or (...)
-        λ ≥ 0.
-
-    Returns
-    -------
-    number or (...)
-        λ L ρ^(2/L).
-
-    Raises
-    ------
-    ValueError
-        If ρ or λ is negative or L < 1.
-
-    Examples
-    --------
-    >>> print(round(float(balanced_penalty(8.0, depth=3, weight_decay=0.01)), 12))
-    0.12
-
-    Notes
-    -----
-    Chapter 2.
-    """
-    rho, weight_decay = _array(rho), _weight_decay(weight_decay)
-    if np.any(rho < 0):
-        raise ValueError("rho is negative; write the product of layer norms, a number ≥ 0")
-    if depth < 1:
-        raise ValueError(f"depth={depth}: a network has at least one layer; write depth ≥ 1")
-    return weight_decay * depth * rho ** (2 / depth)
-
-
 def simplex_etf(classes: int, dim: int | None = None, seed: int = 0) -> Array:
     """K unit vectors at equal angles, as far apart as K vectors can be: a simplex equiangular tight frame.
 
-    The rows sum to zero, have norm 1, and any two of them have cosine −1/(K − 1).
+    One vector a row, (K, dim): the rows sum to zero, have norm 1, and any two of them have cosine −1/(K − 1).
+    The geometry of neural collapse: Papyan, Han & Donoho (2020), Chapter 6.
 
     Parameters
     ----------
-    classes : int
+    classes
         K ≥ 2, the number of vectors.
-    dim : int, optional
+    dim
         Dimension of the space they stand in, at least K − 1; K when left out.
-    seed : int
+    seed
         Chooses the orientation, uniformly among all.
-
-    Returns
-    -------
-    (K, dim)
-        One vector a row.
 
     Raises
     ------
@@ -490,10 +306,6 @@ def simplex_etf(classes: int, dim: int | None = None, seed: int = 0) -> Array:
     >>> frame = simplex_etf(3, dim=5)
     >>> (frame @ frame.T).round(12).tolist()
     [[1.0, -0.5, -0.5], [-0.5, 1.0, -0.5], [-0.5, -0.5, 1.0]]
-
-    Notes
-    -----
-    The geometry of neural collapse: Papyan, Han & Donoho (2020). Chapter 6.
     """
     if classes < 2:
         raise ValueError(f"classes={classes}: a simplex needs two or more vectors; write classes ≥ 2")
@@ -504,6 +316,46 @@ def simplex_etf(classes: int, dim: int | None = None, seed: int = 0) -> Array:
 
     frame: Array = np.sqrt(classes / (classes - 1)) * helmert(classes).T @ _directions(classes - 1, dim, seed)
     return frame
+
+
+class UFMinimiser(NamedTuple):
+    """A point of the unconstrained-features model.
+
+    Attributes
+    ----------
+    singular_values
+        Of the product W H, largest first: K − 1 of them with a bias, K without.
+    weight
+        W, the classifier, (K, dim).
+    features
+        H, one row a training point, ordered by class, (N, dim).
+    bias
+        b, (K,); zeros without a bias.
+    labels
+        The class of each row of `features`, (N,).
+    mean_norms
+        Norm of each class mean, (K,).
+    loss
+        The value of the objective.
+    """
+
+    singular_values: Array
+    weight: Array
+    features: Array
+    bias: Array
+    labels: NDArray[np.int64]
+    mean_norms: Array
+    loss: float
+
+    @property
+    def singular_value(self) -> float:
+        """The largest singular value; with equal class sizes they are all equal."""
+        return float(self.singular_values[0])
+
+    @property
+    def mean_norm(self) -> float:
+        """The largest norm of a class mean; with equal class sizes they are all equal."""
+        return float(self.mean_norms.max())
 
 
 def ufm_minimiser(
@@ -524,24 +376,24 @@ def ufm_minimiser(
 
     Parameters
     ----------
-    classes : int
+    classes
         K ≥ 2.
-    per_class : int or sequence of int
+    per_class
         n ≥ 1, points per class: one number for all classes, or K of them.
-    weight_decay_w, weight_decay_h : float
+    weight_decay_w, weight_decay_h
         λ_W, λ_H > 0. (At 0 no minimiser exists or the norms of W and H are not determined.)
-    bias : bool
+    bias
         Whether there is a bias b.
-    dim : int, optional
+    dim
         Dimension of the features, at least K − 1 with a bias and K without; K when left out.
-    seed : int
+    seed
         The minimiser is unique up to a rotation of feature space (and, where singular values coincide, of
         their singular vectors, which leaves the product W H alone); the seed chooses one.
 
     Returns
     -------
     UFMinimiser
-        Named tuple with `singular_values`, `weight`, `features`, `bias`, `labels`, `mean_norms`, `loss`.
+        Named tuple ``(singular_values, weight, features, bias, labels, mean_norms, loss)``.
 
     Raises
     ------
@@ -582,7 +434,8 @@ def ufm_minimiser(
     targets = np.diag(np.sqrt(sizes))
     if bias:
         targets -= np.outer(sizes / points, np.sqrt(sizes))
-    left, sigma, right = (part[..., :rank] for part in _svd(targets))
+    left, sigma, right = np.linalg.svd(targets)
+    left, sigma, right = left[:, :rank], sigma[:rank], right[:rank].T
     price = float(np.sqrt(weight_decay_w * weight_decay_h))
     s = np.maximum(0.0, sigma - points * price)
     share = (weight_decay_h / weight_decay_w) ** 0.25
@@ -602,29 +455,7 @@ def ufm_minimiser(
 
 
 def class_sizes(classes: int, per_class: int | Sequence[int]) -> NDArray[np.int64]:
-    """Points in each class, from one number for all or one for each.
-
-    Parameters
-    ----------
-    classes : int
-        K ≥ 2.
-    per_class : int or sequence of int
-        n ≥ 1, or K of them.
-
-    Returns
-    -------
-    (K,)
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two classes, an empty one, or not as many sizes as classes.
-
-    Examples
-    --------
-    >>> class_sizes(3, 2).tolist(), class_sizes(2, [4, 1]).tolist()
-    ([2, 2, 2], [4, 1])
-    """
+    """Points in each class, (K,), from one number for all or one for each."""
     sizes = np.array([per_class] * classes if isinstance(per_class, int) else per_class, dtype=np.int64)
     if classes < 2 or sizes.shape != (classes,) or sizes.min() < 1:
         raise ValueError(
@@ -633,10 +464,19 @@ def class_sizes(classes: int, per_class: int | Sequence[int]) -> NDArray[np.int6
     return sizes
 
 
-def _svd(matrix: Array) -> tuple[Array, Array, Array]:
-    """Left singular vectors (columns), singular values, right singular vectors (columns)."""
-    left, sigma, right = np.linalg.svd(matrix)
-    return left, sigma, right.T
+def array(values: Arrays) -> Array:
+    """Float64 NumPy array of anything array-like, tensors on any device included."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+def decay(value: Arrays, name: str = "weight_decay") -> Array:
+    """A weight decay as an array, or an error that names the argument."""
+    lam = array(value)
+    if not np.all(lam >= 0):
+        raise ValueError(f"{name}={value!r}: a decay cannot be negative; write a number ≥ 0, e.g. 1e-3")
+    return lam
 
 
 def _directions(count: int, dim: int, seed: int) -> Array:
@@ -647,22 +487,27 @@ def _directions(count: int, dim: int, seed: int) -> Array:
     return oriented.T
 
 
-def _array(values: Arrays) -> Array:
-    """Float64 NumPy array of anything array-like, tensors on any device included."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().numpy()
-    return np.asarray(values, dtype=np.float64)
-
-
-def _weight_decay(value: Arrays) -> Array:
-    decay = _array(value)
-    if not np.all(decay >= 0):
-        raise ValueError(f"weight_decay={decay}: a decay cannot be negative; write a number ≥ 0, e.g. 1e-3")
-    return decay
+def _moments(f: Arrays, y: Arrays, weight_decay: Arrays) -> tuple[Array, Array, Array]:
+    """Mean μ and standard deviation σ of the normalised margins over the last axis, and λ."""
+    f, y, lam = array(f), array(y), decay(weight_decay)
+    if f.ndim == 0 or f.shape[-1] == 0 or y.shape[-1:] != f.shape[-1:]:
+        raise ValueError(
+            f"f has shape {f.shape} and y {y.shape}: the last axis of both runs over the same N ≥ 1 points; "
+            "write f of shape (..., N) and y of shape (N,)"
+        )
+    if not np.all(np.abs(y) == 1):
+        raise ValueError("y holds values other than ±1; write labels of two classes as ±1, e.g. 1 - 2 * labels")
+    margin = y * f
+    mu, sigma = margin.mean(-1), margin.std(-1)  # centred first: M − μ² would lose every digit near collapse
+    if np.any((mu == 0) & (sigma == 0) & (lam == 0)):
+        raise ValueError(
+            "f is zero everywhere and weight_decay=0, so every norm is an equilibrium; write weight_decay > 0"
+        )
+    return mu, sigma, lam
 
 
 def _points(x: Arrays, y: Arrays) -> tuple[Array, Array]:
-    x, y = _array(x), _array(y)
+    x, y = array(x), array(y)
     if x.ndim != 2 or y.ndim not in (1, 2) or len(x) != len(y) or len(x) == 0:
         raise ValueError(
             f"x has shape {x.shape} and y {y.shape}; write x of shape (N, d), flattened if need be, "

@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..data import Data
-from .relu import Array, Layers, forward, gradients, norms, random_directions
+from .closed_forms import Array, decay
+from .relu import Layers, forward, gradients, norms, random_directions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 Problem = Data | Callable[[int], Data]
 COOLING_STEPS = 1500  # of each cooling phase; long enough for ρ to settle, short beside the flow itself
 SMALLEST_STEP = 1e-9  # only weights that grow without bound need a smaller one
-MODELS = ("normalised", "plain")
+TINY = 1e-300  # in the place of 0 in a denominator
 
 
 @dataclass(frozen=True)
@@ -41,21 +42,22 @@ class Flow:
 
     Attributes
     ----------
-    history : DataFrame
-        A row per member and recorded time: member, seed, weight_decay, rho0, t, rho, rho_1 … rho_L (plain model),
-        rho_eq = μ/(M+λ), mu, M, sigma, mse = ⟨(f_W − y)²⟩, loss (with weight decay), margin_min,
+    history
+        A frame with a row per member and recorded time: member, seed, weight_decay, rho0, t, rho, rho_1 … rho_L
+        (plain model), rho_eq = μ/(M+λ), mu, M, sigma, mse = ⟨(f_W − y)²⟩, loss (with weight decay), margin_min,
         sphere_error = max_k |‖V_k‖² − 1|.
-    V : list of L arrays (B, d_k, d_{k-1})
-        Final directions.
-    W, W0 : lists of L arrays (B, d_k, d_{k-1})
-        Final and initial weights; in the normalised model ρ is shared out evenly, W_k = |ρ|^(1/L) V_k.
-    rho : (B,)
-        Final ρ ≥ 0 (the sign of a negative one is moved into V_L).
-    f : (B, N)
-        Final normalised outputs f_V(x_n); for a network with biases, its outputs over ρ.
-    biases : list of L arrays (B, d_k, 1), or None
-    x, y : (B, N, d) and (B, N)
-        The data of each member.
+    V
+        Final directions, L arrays (B, d_k, d_{k-1}).
+    W, W0
+        Final and initial weights, likewise; in the normalised model ρ is shared out evenly, W_k = |ρ|^(1/L) V_k.
+    rho
+        Final ρ ≥ 0, (B,) (the sign of a negative one is moved into V_L).
+    f
+        Final normalised outputs f_V(x_n), (B, N); for a network with biases, its outputs over ρ.
+    biases
+        L arrays (B, d_k, 1), or None.
+    x, y
+        The data of each member, (B, N, d) and (B, N).
     """
 
     history: pd.DataFrame
@@ -92,7 +94,7 @@ def flow(
     records: int | Sequence[float] = 40,
     start: Flow | None = None,
 ) -> Flow:
-    """Follow the gradient flow of many networks at once by small explicit steps.
+    """Follow the gradient flow of many networks at once by small explicit steps (Chapter 1; Poggio and Liao, 2020).
 
     A member is one combination of seed × weight_decay × rho0 (the last varies fastest). A step is ``dt``, or
     2/Σ_k(ρ/ρ_k)² where that is smaller (2/(Lρ²) in the normalised model). With unit-norm inputs that sum bounds the
@@ -141,6 +143,7 @@ def flow(
     Returns
     -------
     Flow
+        Its `history`, its `final` row for each member, and the weights, directions and outputs at the end.
 
     Raises
     ------
@@ -149,10 +152,6 @@ def flow(
     FloatingPointError
         If a member grows without bound; it is named.
 
-    References
-    ----------
-    Poggio and Liao (2020); Chapters 1 and 2 of this book.
-
     Examples
     --------
     >>> from nclib.data import data
@@ -160,34 +159,28 @@ def flow(
     >>> bool(abs(end.rho / end.rho_eq - 1).max() < 1e-3)
     True
     """
-    members, x, y = _members(problem, seed, weight_decay, rho0)
-    state = _start(members, x, widths, model, layer_norms, biases, paired, start)
+    members = _members(problem, widths, seed, weight_decay, rho0, model, leak)
+    state = _start(members, widths, layer_norms, biases, paired, start)
     _positive(time=time, dt=dt)
-    _slope(leak)
-    depth = len(widths) + 1
-    W0 = _weights(model, depth, state)
-    euler = _euler(model, depth, x, y, members["weight_decay"].to_numpy(), leak)
-    rows = [_measure(members, model, depth, state, x, y, 0.0, leak)]
-    now = np.zeros(len(x))
+    W0, rows, now = members.weights(state), [members.measure(state, 0.0)], np.zeros(len(members.x))
 
     def advance(until: float, largest: float) -> None:
         while (left := until - now).max() > 0:
-            stable = _stable_step(model, depth, state)
+            stable = members.stable_step(state)
             if not stable.min() > SMALLEST_STEP:  # also when it is NaN
-                raise _not_finite(members, ~(stable > SMALLEST_STEP), now.max())
+                raise members.lost(~(stable > SMALLEST_STEP), now.max())
             h = np.minimum(np.minimum(left, largest), stable)
-            euler(state, h)
+            members.step(state, h)
             now[:] = np.where(h >= left, until, now + h)
 
     for until in _times(records, min(dt, time / 2), time):
         advance(until, dt)
-        rows.append(_measure(members, model, depth, state, x, y, until, leak))
+        rows.append(members.measure(state, until))
     for phase in range(1, cooling + 1):
-        until = now[0] + COOLING_STEPS * dt / 4**phase
-        advance(until, dt / 4**phase)
+        advance(now[0] + COOLING_STEPS * dt / 4**phase, dt / 4**phase)
     if cooling:
-        rows.append(_measure(members, model, depth, state, x, y, now[0], leak))
-    return _finish(members, rows, model, depth, state, W0, x, y, leak)
+        rows.append(members.measure(state, now[0]))
+    return members.result(rows, state, W0)
 
 
 def exact_flow(
@@ -222,10 +215,6 @@ def exact_flow(
     max_evaluations
         Give up a member after so many evaluations of the velocity.
 
-    Returns
-    -------
-    Flow
-
     Raises
     ------
     ValueError
@@ -242,89 +231,193 @@ def exact_flow(
     >>> bool(abs(a.rho - b.rho).max() < 1e-3)
     True
     """
-    from scipy.integrate import solve_ivp
-
-    members, x, y = _members(problem, seed, weight_decay, rho0)
-    state = _start(members, x, widths, model, layer_norms, False, paired, None)
+    members = _members(problem, widths, seed, weight_decay, rho0, model, leak)
+    state = _start(members, widths, layer_norms, False, paired, None)
     _positive(time=time, rtol=rtol)
-    _slope(leak)
-    depth = len(widths) + 1
-    W0 = _weights(model, depth, state)
-    lam = members["weight_decay"].to_numpy()
+    W0 = members.weights(state)
     times = np.concatenate([[0.0], _times(records, time / 1000, time)])
-    paths = []
-    for b in range(len(x)):
-        shapes = [part[b : b + 1].shape for part in state]
-        velocity = _velocity(model, depth, x[b : b + 1], y[b : b + 1], lam[b : b + 1], leak)
-        count = itertools.count(1)
-
-        def speed(t: float, flat: Array, member: int = b) -> Array:
-            if next(count) > max_evaluations:  # noqa: B023 (called within this turn of the loop only)
-                raise RuntimeError(
-                    f"member {member} needs over max_evaluations={max_evaluations} at t={t:.4g}: it has most "
-                    "likely reached a kink; end at an earlier time, or use flow()"
-                )
-            return _flat(velocity(_unflat(flat, shapes)))  # noqa: B023
-
-        begin = _flat([part[b : b + 1] for part in state])
-        atol = rtol / 100 * min(1.0, *(float(norms(part)[0]) for part in (w[b : b + 1] for w in W0)))
-        with np.errstate(over="ignore", invalid="ignore"):  # a trial step that is too long is rejected
-            solved = solve_ivp(speed, (0, time), begin, "DOP853", times, rtol=rtol, atol=atol)
-        paths.append([_unflat(column, shapes) for column in solved.y.T])
+    paths = [
+        _solve(members.alone(b), [part[b : b + 1] for part in state], times, rtol, max_evaluations)
+        for b in range(len(members.x))
+    ]
     rows = []
-    for i, t in enumerate(times):
-        state = [np.concatenate([path[i][j] for path in paths]) for j in range(len(state))]
-        rows.append(_measure(members, model, depth, state, x, y, t, leak))
-    if model == "normalised":  # the solver's drift is in sphere_error; the result itself is on the sphere
+    for t, parts in zip(times, zip(*paths, strict=True), strict=True):
+        state = [np.concatenate(part) for part in zip(*parts, strict=True)]
+        rows.append(members.measure(state, t))
+    if members.normalised:  # the solver's drift is in sphere_error; the result itself is on the sphere
         state = [*(v / norms(v)[:, None, None] for v in state[:-1]), state[-1]]
-    return _finish(members, rows, model, depth, state, W0, x, y, leak)
+    return members.result(rows, state, W0)
+
+
+@dataclass(frozen=True)
+class _Members:
+    """The members of a flow, their data (B, N, d) and (B, N), and their model: all that the flow does not change.
+
+    A state is V_1 … V_L and ρ in the normalised model, W_1 … W_L and perhaps b_1 … b_L in the plain one.
+    """
+
+    table: pd.DataFrame
+    x: Array
+    y: Array
+    lam: Array
+    depth: int
+    normalised: bool
+    leak: float
+
+    def alone(self, b: int) -> _Members:
+        one = slice(b, b + 1)
+        return replace(self, table=self.table[one], x=self.x[one], y=self.y[one], lam=self.lam[one])
+
+    def motion(self, state: Layers, h: Array) -> tuple[Array, Layers]:
+        """The flow during times h (B,): by which share layers shrink, and what each part of the state gains."""
+        layers, rest, n = state[: self.depth], state[self.depth :], self.x.shape[1]
+        if self.normalised:
+            f, hidden = forward(layers, self.x, leak=self.leak)
+            (rho,) = rest
+            r = (self.y - rho[:, None] * f) / n
+            pull = np.einsum("bn,bn->b", r, f)  # ⟨(y − ρ f) f⟩ = μ − ρ M
+            far = 2 * h * rho
+            gains = gradients(layers, hidden, far[:, None] * r, leak=self.leak)
+            return far * pull, [*gains, 2 * h * (pull - self.lam * rho)]
+        f, hidden = forward(layers, self.x, rest or None, leak=self.leak)
+        r = (2 * h / n)[:, None] * (self.y - f)
+        return 2 * h * self.lam, gradients(layers, hidden, r, biases=bool(rest), leak=self.leak)
+
+    def velocity(self, state: Layers) -> Layers:
+        """Right-hand side of the flow, of the state's shapes."""
+        shrink, gains = self.motion(state, np.ones(len(self.x)))
+        for gain, layer in zip(gains, state[: self.depth], strict=False):
+            gain -= shrink[:, None, None] * layer
+        return gains
+
+    def step(self, state: Layers, h: Array) -> None:
+        """One explicit step of lengths h (B,), in place; in the normalised model back to the sphere."""
+        shrink, gains = self.motion(state, h)
+        keep = (1 - shrink)[:, None, None]
+        for layer in state[: self.depth]:
+            layer *= keep
+        for part, gain in zip(state, gains, strict=True):
+            part += gain
+        if self.normalised:
+            for layer in state[: self.depth]:
+                layer /= norms(layer)[:, None, None]
+
+    def stable_step(self, state: Layers) -> Array:
+        """2/Σ_k(ρ/ρ_k)², see `flow`."""
+        if self.normalised:
+            bound = self.depth * state[-1] ** 2
+        else:
+            squares = np.stack([norms(w) ** 2 for w in state[: self.depth]])
+            bound = squares.prod(0) * (1 / np.maximum(squares, TINY)).sum(0)
+        return np.asarray(2 / np.maximum(bound, TINY))
+
+    def read(self, state: Layers) -> tuple[Array, Layers, Array, Layers]:
+        """ρ ≥ 0, directions, normalised outputs, and the layers' norms (plain model)."""
+        layers, rest = state[: self.depth], state[self.depth :]
+        if self.normalised:
+            sign = np.where(rest[0] < 0, -1.0, 1.0)
+            V = [*layers[:-1], layers[-1] * sign[:, None, None]]
+            return np.abs(rest[0]), V, forward(V, self.x, leak=self.leak)[0], []
+        each = [norms(w) for w in layers]
+        rho = np.prod(each, 0)
+        V = [w / np.maximum(r, TINY)[:, None, None] for w, r in zip(layers, each, strict=True)]
+        f = forward(layers, self.x, rest or None, leak=self.leak)[0]
+        return rho, V, f / np.maximum(rho, TINY)[:, None], each
+
+    def weights(self, state: Layers) -> Layers:
+        """Copies of W_1 … W_L; in the normalised model ρ is shared out evenly."""
+        if not self.normalised:
+            return [w.copy() for w in state[: self.depth]]
+        rho, V, *_ = self.read(state)
+        return [(rho ** (1 / self.depth))[:, None, None] * v for v in V]
+
+    def measure(self, state: Layers, t: float) -> dict[str, Any]:
+        """The columns of `Flow.history` at one time, (B,) each."""
+        rho, V, f, each = self.read(state)
+        finite = np.isfinite(rho) & np.isfinite(f).all(1)
+        if not finite.all():
+            raise self.lost(~finite, t)
+        margin = self.y * f
+        mu, M = margin.mean(1), (f * f).mean(1)
+        mse = ((rho[:, None] * f - self.y) ** 2).mean(1)
+        return dict(
+            t=np.full(len(rho), t),
+            rho=rho,
+            **{f"rho_{k + 1}": r for k, r in enumerate(each)},
+            rho_eq=mu / np.maximum(M + self.lam, TINY),
+            mu=mu,
+            M=M,
+            sigma=margin.std(1),  # centred first: M − μ² would cancel
+            mse=mse,
+            loss=mse + self.lam * (rho**2 if self.normalised else sum(r**2 for r in each)),
+            margin_min=margin.min(1),
+            sphere_error=np.max([np.abs(norms(v) ** 2 - 1) for v in V], 0),
+        )
+
+    def lost(self, which: Any, t: float) -> FloatingPointError:
+        first = self.table[which].iloc[0].to_dict()
+        return FloatingPointError(
+            f"the flow of member {first} grows without bound by t={t:.4g}; take a smaller dt, inputs of norm <= 1"
+        )
+
+    def result(self, rows: list[dict[str, Any]], state: Layers, W0: Layers) -> Flow:
+        import pandas as pd
+
+        rho, V, f, _ = self.read(state)
+        biases = None if self.normalised else state[self.depth :] or None
+        table = pd.concat([self.table.assign(member=range(len(rho)))] * len(rows), ignore_index=True)
+        history = table.assign(**{name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
+        return Flow(history, V, self.weights(state), W0, rho, f, biases, self.x, self.y)
 
 
 def _members(
     problem: Problem,
+    widths: Sequence[int],
     seed: int | Sequence[int],
     weight_decay: float | Sequence[float],
     rho0: float | Sequence[float],
-) -> tuple[pd.DataFrame, Array, Array]:
-    """The grid of members, and their data (B, N, d) and (B, N)."""
+    model: str,
+    leak: float,
+) -> _Members:
+    """The grid of members, with their data."""
     import pandas as pd
 
+    if model not in ("normalised", "plain"):
+        raise ValueError(f"model={model!r}: write 'normalised' or 'plain'")
+    if any(int(w) != w or w < 1 for w in widths):
+        raise ValueError(f"widths={tuple(widths)}: hidden widths are whole numbers >= 1, e.g. (64,)")
+    if not 0 <= leak <= 1:
+        raise ValueError(f"leak={leak}: a slope between 0 (the ReLU) and 1 (a linear network); write e.g. leak=1.0")
+    decay(weight_decay)
     grid = itertools.product(*map(np.atleast_1d, (seed, weight_decay, rho0)))
-    members = pd.DataFrame(list(grid), columns=["seed", "weight_decay", "rho0"])
-    members = members.astype({"seed": "int64", "weight_decay": float, "rho0": float})
-    if not (members["weight_decay"] >= 0).all():
-        raise ValueError(f"weight_decay={weight_decay}: a decay cannot be negative; write a number >= 0, e.g. 1e-3")
-    if not ((members["rho0"] > 0) & np.isfinite(members["rho0"])).all():
+    table = pd.DataFrame(list(grid), columns=["seed", "weight_decay", "rho0"])
+    table = table.astype({"seed": "int64", "weight_decay": float, "rho0": float})
+    if not ((table["rho0"] > 0) & np.isfinite(table["rho0"])).all():
         raise ValueError(f"rho0={rho0}: a norm must be positive; write a number > 0, e.g. 1.0")
-    sets = {s: problem(int(s)) if callable(problem) else problem for s in members["seed"].unique()}
+    sets = {s: problem(int(s)) if callable(problem) else problem for s in table["seed"].unique()}
     for one in sets.values():
         if len(one.classes) != 2:
             raise ValueError(f"problem has {len(one.classes)} classes; the flow is of two, e.g. classes=(3, 8)")
-    x = np.stack([sets[s].x.double().flatten(1).numpy(force=True) for s in members["seed"]])
-    y = np.stack([sets[s].y.double().numpy(force=True) for s in members["seed"]])
+    x = np.stack([sets[s].x.double().flatten(1).numpy(force=True) for s in table["seed"]])
+    y = np.stack([sets[s].y.double().numpy(force=True) for s in table["seed"]])
     if not np.isfinite(x).all():
         raise ValueError("problem has NaN or infinite inputs; remove them before training")
-    return members, x, y
+    lam = table["weight_decay"].to_numpy()
+    return _Members(table, x, y, lam, len(widths) + 1, model == "normalised", leak)
 
 
 def _start(
-    members: pd.DataFrame,
-    x: Array,
+    members: _Members,
     widths: Sequence[int],
-    model: str,
     layer_norms: Sequence[float] | None,
     biases: bool,
     paired: bool,
     start: Flow | None,
 ) -> Layers:
-    """Initial state: V_1 … V_L, ρ (normalised), or W_1 … W_L and perhaps b_1 … b_L (plain)."""
-    if model not in MODELS:
-        raise ValueError(f"model={model!r}: write 'normalised' or 'plain'")
-    if any(int(w) != w or w < 1 for w in widths):
-        raise ValueError(f"widths={tuple(widths)}: hidden widths are whole numbers >= 1, e.g. (64,)")
-    if model == "normalised" and (biases or layer_norms is not None):
+    """The initial state."""
+    x, depth = members.x, members.depth
+    if members.normalised and (biases or layer_norms is not None):
         raise ValueError("biases and layer_norms belong to the plain model; write model='plain'")
-    depth = len(widths) + 1
     if layer_norms is not None and (len(layer_norms) != depth or min(layer_norms) <= 0):
         raise ValueError(f"layer_norms={tuple(layer_norms)}: give {depth} positive numbers, one a layer")
     if paired and (depth < 2 or widths[-1] % 2 or start is not None):
@@ -332,147 +425,46 @@ def _start(
     if start is not None:
         if start.rho.shape != (len(x),):
             raise ValueError(f"start has {len(start.rho)} members and this flow {len(x)}; give it the same members")
-        V, rho = [v.copy() for v in start.V], start.rho.copy()
+        V, rho, W = [v.copy() for v in start.V], start.rho.copy(), [w.copy() for w in start.W]
     else:
-        V = random_directions((x.shape[2], *widths, 1), members["seed"].tolist())
-        rho = members["rho0"].to_numpy(copy=True)
+        V = random_directions((x.shape[2], *widths, 1), members.table["seed"].tolist())
+        rho = members.table["rho0"].to_numpy(copy=True)
         if paired:
             half = widths[-1] // 2
             V[-2][:, half:], V[-1][:, :, half:] = V[-2][:, :half], -V[-1][:, :, :half]
             V[-2:] = [v / norms(v)[:, None, None] for v in V[-2:]]
-    if model == "normalised":
+        each = [rho ** (1 / depth)] * depth if layer_norms is None else [np.full(len(x), r) for r in layer_norms]
+        W = [v * r[:, None, None] for v, r in zip(V, each, strict=True)]
+    if members.normalised:
         return [*V, rho]
-    each = [np.full(len(x), r) for r in layer_norms] if layer_norms is not None else [rho ** (1 / depth)] * depth
-    if start is not None:
-        last = start.final
-        each = [last[f"rho_{k + 1}"].to_numpy() for k in range(depth)]
-    W = [v * r[:, None, None] for v, r in zip(V, each, strict=True)]
-    if not biases:
-        return W
-    return [*W, *(np.zeros((len(x), w.shape[1], 1)) for w in W)]
+    return W + ([np.zeros((len(x), w.shape[1], 1)) for w in W] if biases else [])
 
 
-def _velocity(
-    model: str, depth: int, x: Array, y: Array, lam: Array, leak: float = 0.0
-) -> Callable[[Layers], Layers]:
-    """Right-hand side of the flow, from the state and of its shapes."""
-    n = x.shape[1]
-    decay = lam[:, None, None]
+def _solve(member: _Members, begin: Layers, times: Array, rtol: float, most: int) -> list[Layers]:
+    """The states of one member at the given times, by the adaptive solver."""
+    from scipy.integrate import solve_ivp
 
-    def normalised(state: Layers) -> Layers:
-        V, rho = state[:-1], state[-1]
-        f, hidden = forward(V, x, leak=leak)
-        r = (y - rho[:, None] * f) / n
-        pull = np.einsum("bn,bn->b", r, f)  # ⟨(y − ρ f) f⟩ = μ − ρ M
-        toward = gradients(V, hidden, 2 * rho[:, None] * r, leak=leak)
-        inward = (2 * rho * pull)[:, None, None]
-        return [*(g - inward * v for g, v in zip(toward, V, strict=True)), 2 * (pull - lam * rho)]
+    ends = np.cumsum([part.size for part in begin])[:-1]
+    count = itertools.count(1)
 
-    def plain(state: Layers) -> Layers:
-        W, b = state[:depth], state[depth:] or None
-        f, hidden = forward(W, x, b, leak=leak)
-        toward = gradients(W, hidden, 2 * (y - f) / n, biases=b is not None, leak=leak)
-        return [g - 2 * decay * w for g, w in zip(toward, W, strict=False)] + toward[depth:]
+    def flat(state: Layers) -> Array:
+        return np.concatenate([part.ravel() for part in state])
 
-    return normalised if model == "normalised" else plain
+    def parts(at: Array) -> Layers:
+        return [part.reshape(like.shape) for part, like in zip(np.split(at, ends), begin, strict=True)]
 
+    def speed(t: float, at: Array) -> Array:
+        if next(count) > most:
+            raise RuntimeError(
+                f"member {member.table.index[0]} needs over max_evaluations={most} at t={t:.4g}: it has most "
+                "likely reached a kink; end at an earlier time, or use flow()"
+            )
+        return flat(member.velocity(parts(at)))
 
-def _euler(model: str, depth: int, x: Array, y: Array, lam: Array, leak: float) -> Callable[[Layers, Array], None]:
-    """One explicit step of lengths h (B,), in place: the same right-hand side, in as few passes as possible."""
-    n = x.shape[1]
-
-    def normalised(state: Layers, h: Array) -> None:
-        V, rho = state[:-1], state[-1]
-        f, hidden = forward(V, x, leak=leak)
-        r = (y - rho[:, None] * f) / n
-        pull = np.einsum("bn,bn->b", r, f)
-        far = 2 * h * rho
-        keep = (1 - far * pull)[:, None, None]
-        for v, g in zip(V, gradients(V, hidden, far[:, None] * r, leak=leak), strict=True):
-            v *= keep
-            v += g
-            v /= norms(v)[:, None, None]  # back to the sphere
-        rho += 2 * h * (pull - lam * rho)
-
-    def plain(state: Layers, h: Array) -> None:
-        W, b = state[:depth], state[depth:] or None
-        f, hidden = forward(W, x, b, leak=leak)
-        keep = (1 - 2 * h * lam)[:, None, None]
-        moves = gradients(W, hidden, (2 * h / n)[:, None] * (y - f), biases=b is not None, leak=leak)
-        for w in W:
-            w *= keep
-        for part, move in zip(state, moves, strict=True):
-            part += move
-
-    return normalised if model == "normalised" else plain
-
-
-def _stable_step(model: str, depth: int, state: Layers) -> Array:
-    """2/Σ_k(ρ/ρ_k)², see `flow`."""
-    if model == "normalised":
-        bound = depth * state[-1] ** 2
-    else:
-        squares = np.stack([norms(w) ** 2 for w in state[:depth]])
-        bound = squares.prod(0) * (1 / np.maximum(squares, 1e-300)).sum(0)
-    return np.asarray(2 / np.maximum(bound, 1e-300))
-
-
-def _measure(
-    members: pd.DataFrame, model: str, depth: int, state: Layers, x: Array, y: Array, t: float, leak: float
-) -> dict[str, Any]:
-    """The columns of `Flow.history` at one time, (B,) each."""
-    lam = members["weight_decay"].to_numpy()
-    rho, V, f, each = _normalise(model, depth, state, x, leak)
-    finite = np.isfinite(rho) & np.isfinite(f).all(1)
-    if not finite.all():
-        raise _not_finite(members, ~finite, t)
-    margin = y * f
-    mu, M = margin.mean(1), (f * f).mean(1)
-    mse = ((rho[:, None] * f - y) ** 2).mean(1)
-    penalty = rho**2 if model == "normalised" else sum(r**2 for r in each)
-    return dict(
-        t=np.full(len(x), t),
-        rho=rho,
-        **{f"rho_{k + 1}": r for k, r in enumerate(each)},
-        rho_eq=mu / np.maximum(M + lam, 1e-300),
-        mu=mu,
-        M=M,
-        sigma=margin.std(1),  # centred first: M − μ² would cancel
-        mse=mse,
-        loss=mse + lam * penalty,
-        margin_min=margin.min(1),
-        sphere_error=np.max([np.abs(norms(v) ** 2 - 1) for v in V], 0),
-    )
-
-
-def _normalise(model: str, depth: int, state: Layers, x: Array, leak: float) -> tuple[Array, Layers, Array, Layers]:
-    """ρ ≥ 0, directions, normalised outputs, and the layers' norms (plain model)."""
-    if model == "normalised":
-        sign = np.where(state[-1] < 0, -1.0, 1.0)
-        V = [*state[:-2], state[-2] * sign[:, None, None]]
-        return np.abs(state[-1]), V, forward(V, x, leak=leak)[0], []
-    W, b = state[:depth], state[depth:] or None
-    each = [norms(w) for w in W]
-    rho = np.prod(each, 0)
-    safe = [np.maximum(r, 1e-300)[:, None, None] for r in each]
-    f = forward(W, x, b, leak=leak)[0] / np.maximum(rho, 1e-300)[:, None]
-    return rho, [w / r for w, r in zip(W, safe, strict=True)], f, each
-
-
-def _not_finite(members: pd.DataFrame, lost: Any, t: float) -> FloatingPointError:
-    first = members[lost].iloc[0].to_dict()
-    return FloatingPointError(
-        f"the flow of member {first} grows without bound by t={t:.4g}; take a smaller dt, and inputs of norm <= 1"
-    )
-
-
-def _weights(model: str, depth: int, state: Layers) -> Layers:
-    """Copies of W_1 … W_L; in the normalised model ρ is shared out evenly, its sign going to the last layer."""
-    if model == "plain":
-        return [w.copy() for w in state[:depth]]
-    share = (np.abs(state[-1]) ** (1 / depth))[:, None, None]
-    sign = np.where(state[-1] < 0, -1.0, 1.0)[:, None, None]
-    return [*(share * v for v in state[:-2]), sign * share * state[-2]]
+    atol = rtol / 100 * min(1.0, *(float(norms(w)[0]) for w in member.weights(begin)))
+    with np.errstate(over="ignore", invalid="ignore"):  # a trial step that is too long is rejected
+        solved = solve_ivp(speed, (0, times[-1]), flat(begin), "DOP853", times, rtol=rtol, atol=atol)
+    return [parts(column) for column in solved.y.T]
 
 
 def _times(records: int | Sequence[float], first: float, last: float) -> Array:
@@ -485,42 +477,7 @@ def _times(records: int | Sequence[float], first: float, last: float) -> Array:
     return times
 
 
-def _finish(
-    members: pd.DataFrame,
-    rows: list[dict[str, Any]],
-    model: str,
-    depth: int,
-    state: Layers,
-    W0: Layers,
-    x: Array,
-    y: Array,
-    leak: float,
-) -> Flow:
-    import pandas as pd
-
-    rho, V, f, _ = _normalise(model, depth, state, x, leak)
-    biases = None if model == "normalised" else state[depth:] or None
-    fixed = members.assign(member=range(len(members)))
-    fixed = pd.concat([fixed] * len(rows), ignore_index=True)
-    history = fixed.assign(**{name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
-    return Flow(history, V, _weights(model, depth, state), W0, rho, f, biases, x, y)
-
-
-def _slope(leak: float) -> None:
-    if not 0 <= leak <= 1:
-        raise ValueError(f"leak={leak}: a slope between 0 (the ReLU) and 1 (a linear network); write e.g. leak=1.0")
-
-
 def _positive(**values: float) -> None:
     for name, value in values.items():
         if not (value > 0 and np.isfinite(value)):
             raise ValueError(f"{name}={value}: write a positive number")
-
-
-def _flat(parts: Layers) -> Array:
-    return np.concatenate([part.ravel() for part in parts])
-
-
-def _unflat(flat: Array, shapes: list[tuple[int, ...]]) -> Layers:
-    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
-    return [part.reshape(shape) for part, shape in zip(np.split(flat, ends[:-1]), shapes, strict=True)]

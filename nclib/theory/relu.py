@@ -1,4 +1,4 @@
-"""A batch of bias-free ReLU networks as plain NumPy arrays, in float64: the forward pass and its gradient.
+"""A batch of ReLU networks as plain NumPy arrays, in float64: the forward pass, its gradient, the tangent kernel.
 
 The exact flows use these; training by SGD uses `nclib.networks.models`. One array holds a layer of all B members,
 ``W[k]`` of shape (B, d_{k+1}, d_k), so that a member costs microseconds a step.
@@ -6,17 +6,17 @@ The exact flows use these; training by SGD uses `nclib.networks.models`. One arr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from .closed_forms import Array
+
 Layers = list[Array]
 
 
 def random_directions(widths: Sequence[int], seeds: Sequence[int]) -> Layers:
-    """Uniformly random directions, ‖V_k‖_F = 1, one member a seed.
+    """Uniformly random directions, ‖V_k‖_F = 1: L arrays (B, d_{k+1}, d_k), one member a seed.
 
     Parameters
     ----------
@@ -24,11 +24,6 @@ def random_directions(widths: Sequence[int], seeds: Sequence[int]) -> Layers:
         (d, d_1, …, d_{L-1}, 1): the input, the hidden widths and the one output.
     seeds
         One a member; the same seed always gives the same member.
-
-    Returns
-    -------
-    list of (B, d_{k+1}, d_k) arrays
-        The layers k = 1 … L.
 
     Examples
     --------
@@ -46,19 +41,13 @@ def random_directions(widths: Sequence[int], seeds: Sequence[int]) -> Layers:
 
 
 def norms(layer: Array) -> Array:
-    """Frobenius norm of each member's matrix, (B,).
-
-    Examples
-    --------
-    >>> norms(np.ones((1, 2, 2)))
-    array([2.])
-    """
+    """Frobenius norm of each member's matrix, (B,)."""
     squares: Array = np.einsum("bij,bij->b", layer, layer)
     return np.sqrt(squares)
 
 
 def forward(layers: Layers, x: Array, biases: Layers | None = None, *, leak: float = 0.0) -> tuple[Array, Layers]:
-    """Outputs f(x_n) and the inputs of every layer.
+    """Outputs f(x_n), (B, N), and the input of every layer, (B, d_k, N); the first is x transposed.
 
     Parameters
     ----------
@@ -70,12 +59,6 @@ def forward(layers: Layers, x: Array, biases: Layers | None = None, *, leak: flo
         L arrays (B, d_{k+1}, 1), or none.
     leak
         Slope of the activation on negative inputs, max(z, leak·z): 0 is the ReLU, 1 leaves it out.
-
-    Returns
-    -------
-    f : (B, N)
-    hidden : list of (B, d_k, N)
-        The input of each layer; the first is x transposed.
 
     Examples
     --------
@@ -94,22 +77,16 @@ def forward(layers: Layers, x: Array, biases: Layers | None = None, *, leak: flo
 
 
 def gradients(layers: Layers, hidden: Layers, r: Array, *, biases: bool = False, leak: float = 0.0) -> Layers:
-    """Gradient of Σ_n r_n f(x_n) with respect to each layer, and to each bias (the slope at 0 is `leak`).
+    """Gradient of Σ_n r_n f(x_n) in each layer, of its shape (the slope at 0 is `leak`).
 
     Parameters
     ----------
-    layers, hidden
-        As from `forward`.
+    layers, hidden, leak
+        As of `forward`.
     r
         (B, N): weight of each point's output.
     biases
-        Append the gradients with respect to the biases.
-    leak
-        As in `forward`.
-
-    Returns
-    -------
-    list of L arrays (B, d_{k+1}, d_k), or of those and L arrays (B, d_{k+1}, 1)
+        Append the gradients in the L biases, (B, d_{k+1}, 1).
 
     Examples
     --------
@@ -118,30 +95,28 @@ def gradients(layers: Layers, hidden: Layers, r: Array, *, biases: bool = False,
     >>> gradients(layers, hidden, np.ones((1, 1)))[1]
     array([[[1., 0.]]])
     """
-    delta = r[:, None, :]
-    weight_gradients: Layers = []
-    bias_gradients: Layers = []
-    for k in range(len(layers) - 1, -1, -1):
-        weight_gradients.append(delta @ hidden[k].swapaxes(1, 2))
-        if biases:
-            bias_gradients.append(delta.sum(2, keepdims=True))
-        if k:
-            delta = layers[k].swapaxes(1, 2) @ delta
-            delta *= _slopes(hidden[k], leak)
-    return weight_gradients[::-1] + bias_gradients[::-1]
+    back = list(_backward(layers, hidden, r[:, None, :], leak))[::-1]
+    of_weights = [delta @ inputs.swapaxes(1, 2) for delta, inputs in zip(back, hidden, strict=True)]
+    return of_weights + ([delta.sum(2, keepdims=True) for delta in back] if biases else [])
 
 
-def _slopes(hidden: Array, leak: float) -> Array:
-    """Derivative of the activation, from its outputs: their signs are those of its inputs if leak > 0."""
-    slopes: Array = np.where(hidden > 0, 1.0, leak)
-    return slopes
+def circle(angles: Array) -> Array:
+    """Unit vectors of the plane, (..., 2)."""
+    return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+
+
+def arcs(x: Array) -> tuple[Array, Array]:
+    """Angles at which a neuron turning in the plane gains or loses a point of x (N, 2), and the widths between."""
+    angles = np.arctan2(x[:, 1], x[:, 0])
+    ends = np.unique(np.mod(np.concatenate([angles + np.pi / 2, angles - np.pi / 2]), 2 * np.pi))
+    return ends, np.diff(ends, append=ends[0] + 2 * np.pi)
 
 
 def tangent_kernel(layers: Layers, x: Array, *, leak: float = 0.0) -> Array:
     """Tangent kernel on the training points, Θ = (1/N) Σ_k J_k J_kᵀ with J_k the Jacobian of f in layer k.
 
     For a fully connected layer (J_k J_kᵀ)_nm is the inner product of what comes in times that of what is
-    propagated back, so that no Jacobian is formed.
+    propagated back, so that no Jacobian is formed. Jacot, Gabriel & Hongler (2018); Chapters 2 and 5.
 
     Parameters
     ----------
@@ -150,15 +125,11 @@ def tangent_kernel(layers: Layers, x: Array, *, leak: float = 0.0) -> Array:
     x
         Inputs (B, N, d).
     leak
-        As in `forward`.
+        Slope of the activation on negative inputs: 0 is the ReLU, 1 leaves it out.
 
     Returns
     -------
     (B, N, N)
-
-    Notes
-    -----
-    Jacot, Gabriel & Hongler (2018). Chapters 2 and 5.
 
     Examples
     --------
@@ -168,12 +139,18 @@ def tangent_kernel(layers: Layers, x: Array, *, leak: float = 0.0) -> Array:
             [0. , 2. ]]])
     """
     _, hidden = forward(layers, x, leak=leak)
-    back = np.ones((x.shape[0], 1, x.shape[1]))
-    total = np.zeros((x.shape[0], x.shape[1], x.shape[1]))
-    for k in range(len(layers) - 1, -1, -1):
-        total += (back.swapaxes(1, 2) @ back) * (hidden[k].swapaxes(1, 2) @ hidden[k])
-        if k:
-            back = layers[k].swapaxes(1, 2) @ back
-            back *= _slopes(hidden[k], leak)
+    total = np.zeros((len(x), x.shape[1], x.shape[1]))
+    back = _backward(layers, hidden, np.ones((len(x), 1, x.shape[1])), leak)
+    for delta, inputs in zip(back, hidden[::-1], strict=True):
+        total += (delta.swapaxes(1, 2) @ delta) * (inputs.swapaxes(1, 2) @ inputs)
     kernel: Array = total / x.shape[1]
     return kernel
+
+
+def _backward(layers: Layers, hidden: Layers, delta: Array, leak: float) -> Iterator[Array]:
+    """What arrives at each layer's output, the last layer first, when `delta` is sent back from the network's."""
+    yield delta
+    for layer, outputs in zip(layers[:0:-1], hidden[:0:-1], strict=True):
+        delta = layer.swapaxes(1, 2) @ delta
+        delta *= np.where(outputs > 0, 1.0, leak)  # outputs have the signs of the activation's inputs if leak > 0
+        yield delta

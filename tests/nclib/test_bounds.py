@@ -1,11 +1,13 @@
-"""The bounds against exact complexities and against distributions whose error is known."""
+"""The bounds against exact complexities and known errors; complexities against enumeration, scans, each other."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 
+from nclib.networks.models import convnet, mlp, resnet18
 from nclib.theory import bounds, closed_forms
 
 ANGLES = np.linspace(0, 2 * np.pi, 721)
@@ -80,6 +82,57 @@ def test_patch_radius_is_the_largest_patch(stride, padding):
     columns = torch.nn.functional.unfold(images, 3, stride=stride, padding=padding)
     expected = columns.double().square().sum(1).mean(0).max().sqrt()
     assert bounds.patch_radius(images, 3, stride, padding) == pytest.approx(float(expected), rel=1e-6)
+
+
+# --- complexities that are measured
+
+
+def test_one_layer_is_the_length_of_the_signed_sum():
+    epsilon = np.array(list(itertools.product([-1, 1], repeat=6)))
+    assert bounds.rademacher_exact(np.eye(6), epsilon, 1).mean() == pytest.approx(6**-0.5)
+    same = np.ones((4, 1)) * [[0.6, 0.8]]  # four times one point: E|ε₁ + … + ε₄| = 24/16
+    epsilon = np.array(list(itertools.product([-1, 1], repeat=4)))
+    assert bounds.rademacher_exact(same, epsilon, 1).mean() == pytest.approx(1.5 / 4)
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 40])
+def test_two_layers_agree_with_a_scan_of_directions(n):
+    x, epsilon = circle(np.random.default_rng(0), n), signs(np.random.default_rng(1), n, draws=20)
+    angle = np.linspace(0, 2 * np.pi, 20_001)
+    units = np.stack([np.cos(angle), np.sin(angle)])
+    scan = np.abs(epsilon @ np.maximum(x @ units, 0)).max(1) / n
+    exact = bounds.rademacher_exact(x, epsilon, 2)
+    assert (exact >= scan - 1e-12).all()
+    # The correlation is 1-Lipschitz in the direction, and the scan misses the best by half its step at most.
+    np.testing.assert_allclose(exact, scan, atol=np.pi / 20_000)
+
+
+def test_two_layers_with_inputs_of_different_length_and_opposite_inputs():
+    x = np.array([[1.0, 0.0], [-2.0, 0.0], [0.0, 0.5]])
+    # ε = (1, 1, 1): the unit looks along −e₁ and a little along e₂, on one side of the kink; √(2² + ½²).
+    assert bounds.rademacher_exact(x, [[1, 1, 1]], 2) == pytest.approx(np.sqrt(4.25) / 3)
+
+
+def test_ascent_finds_the_exact_value_and_never_more():
+    x, epsilon = circle(np.random.default_rng(0), 30), signs(np.random.default_rng(1), 30, draws=20)
+    for depth, widths in [(1, ()), (2, (16,))]:
+        exact = bounds.rademacher_exact(x, epsilon, depth)
+        found = bounds.rademacher_ascent(x, epsilon, mlp(widths=widths))
+        assert (found <= exact + 1e-12).all()
+        assert found.mean() > 0.97 * exact.mean()
+
+
+def test_ascent_is_below_the_bounds_and_repeatable():
+    images = torch.randn(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    images /= images.flatten(1).norm(dim=1)[:, None, None, None]
+    epsilon = signs(np.random.default_rng(1), 20, draws=4)
+    found = bounds.rademacher_ascent(images, epsilon, convnet(widths=(4, 4)), steps=30)
+    radius = bounds.patch_radius(images, 3, 2, 1)
+    assert 0 < found.mean() < bounds.rademacher_bound(20, 3, radius, patches=(9, 4))
+    again = bounds.rademacher_ascent(images, epsilon, convnet(widths=(4, 4)), steps=30)
+    np.testing.assert_array_equal(found, again)
+    more = bounds.rademacher_ascent(images, epsilon, convnet(widths=(4, 4)), steps=60)
+    assert (more >= found).all()
 
 
 # --- the bound
@@ -181,6 +234,15 @@ def test_interpolated_noise_makes_it_vacuous():
             r"patches=\(9,\): layers 2 to 3.*write 2 whole",
         ),
         (lambda: bounds.rademacher_bound(5, 2, patches=(0,)), r"patches=\(0,\).*write 1 whole"),
+        (lambda: bounds.rademacher_exact(np.eye(3), [[1, 1, 1]], 2), "depth=2.*write x of shape"),
+        (lambda: bounds.rademacher_exact(np.eye(2), [[1, 1]], 3), "depth=3.*rademacher_ascent"),
+        (lambda: bounds.rademacher_exact(np.zeros((2, 2)), [[1, 1]], 1), "x has shape.*none of them 0"),
+        (lambda: bounds.rademacher_exact(np.eye(2), [[1, 1, 1]], 1), r"signs has shape \(1, 3\).*±1"),
+        (lambda: bounds.rademacher_exact(np.eye(2), [[1, 0]], 1), "signs has shape.*±1"),
+        (lambda: bounds.rademacher_ascent(np.eye(2), [[1, 1]], mlp(norm="bn")), "arch=.*write mlp or convnet"),
+        (lambda: bounds.rademacher_ascent(np.eye(2), [[1, 1]], resnet18(norm="none")), "arch=.*write mlp"),
+        (lambda: bounds.rademacher_ascent(np.eye(2), [[1, 1]], mlp(), restarts=0), "restarts=0.*≥ 1"),
+        (lambda: bounds.rademacher_ascent(np.eye(2), [[1, 1]], mlp(), steps=0), "steps=0.*≥ 1"),
         (lambda: bounds.patch_radius(torch.ones(2, 3, 4), 3), r"images has shape \(2, 3, 4\); write"),
         (lambda: bounds.patch_radius(torch.ones(2, 3, 4, 4), 5), "kernel=5.*write a smaller one"),
         (lambda: bounds.margin_bound([0.1], 0.0, 2), "gamma=0.0.*write a positive number"),

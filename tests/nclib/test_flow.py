@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import nclib as nc
-from nclib.theory.flow import _velocity
+from nclib.theory.flow import _Members
 from nclib.theory.relu import forward, gradients, norms, random_directions
 
 
@@ -51,7 +51,8 @@ def test_the_step_and_the_right_hand_side_are_one_formula(model):
     if model == "plain":
         each = [start.final[f"rho_{k}"].to_numpy()[:, None, None] for k in (1, 2, 3)]
         state = [v * r for v, r in zip(state, each, strict=True)]
-    velocity = _velocity(model, 3, start.x, start.y, np.array([0.05, 0.05]))(state)
+    members = _Members(None, start.x, start.y, np.array([0.05, 0.05]), 3, model == "normalised", 0.0)
+    velocity = members.velocity(state)
     h = 1e-6
     after = nc.flow(teacher, (8, 4), time=h, dt=h, start=start, **options)
     if model == "normalised":
@@ -67,7 +68,7 @@ def test_the_normalised_velocity_is_the_projected_gradient():
     rng = np.random.default_rng(3)
     V = random_directions((5, 6, 4, 1), [1])
     x, y, rho, lam = rng.normal(size=(1, 6, 5)), np.sign(rng.normal(size=(1, 6))), np.array([1.7]), np.array([0.1])
-    velocity = _velocity("normalised", 3, x, y, lam)([*V, rho])
+    velocity = _Members(None, x, y, lam, 3, True, 0.0).velocity([*V, rho])
     U = [torch.tensor(v[0], requires_grad=True) for v in V]
     scale = torch.tensor(1.7, dtype=torch.float64, requires_grad=True)
     h = torch.tensor(x[0]).T
@@ -197,7 +198,7 @@ def test_biases_are_learned():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (dict(weight_decay=-0.1), "a decay cannot be negative; write a number >= 0"),
+        (dict(weight_decay=-0.1), "a decay cannot be negative; write a number ≥ 0"),
         (dict(rho0=0.0), "a norm must be positive"),
         (dict(time=0.0), "time=0.0: write a positive number"),
         (dict(dt=-1.0), "dt=-1.0: write a positive number"),

@@ -1,0 +1,236 @@
+"""The absolute minimum of a problem, found by an optimiser: what a flow, or a closed form, can be judged against.
+
+*Two layers of ReLUs.* Where every activation pattern of a neuron can be listed, in the plane and for a few linearly
+independent points, the regularised square loss of a wide enough network is a convex program over those patterns
+(Pilanci and Ergen 2020), which a conic solver solves. Needs CVXPY (``pip install cvxpy``). Chapter 2.
+
+*Unconstrained features.* Gradients alone, from a random start; `ufm_minimiser` has the closed form. Chapter 6.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..data import Data
+from .closed_forms import Array, UFMinimiser, class_sizes, decay
+from .relu import arcs, circle
+
+MOST_POINTS = 10  # in general position: the program has 2^N patterns
+_ITERATIONS = 20_000
+_RESTARTS = 5  # L-BFGS stops where the objective no longer changes in its last digit; started afresh, it may go on
+_STATIONARY = 1e-6  # largest entry of the gradient at which a point counts as stationary
+
+
+class ConvexOptimum(NamedTuple):
+    """The global minimum of a two-layer network.
+
+    Attributes
+    ----------
+    loss
+        The regularised loss.
+    rho
+        ρ = Σ‖v_i‖ + ‖u_i‖.
+    outputs
+        f_W(x_n), (N,).
+    """
+
+    loss: float
+    rho: float
+    outputs: Array
+
+
+def activation_patterns(x: Array) -> Array:
+    """Every pattern 1[x_n·w > 0] that a neuron w can show, (P, N) of bool.
+
+    In the plane P ≤ 2N: turning w by a full circle crosses the line of each point twice; between crossings the
+    pattern is constant. Linearly independent points allow every pattern, P = 2^N, as x_n·w can be prescribed.
+
+    Examples
+    --------
+    >>> len(activation_patterns(np.array([[1.0, 0.0]]))), len(activation_patterns(np.eye(5)))
+    (2, 32)
+    """
+    if x.ndim == 2 and x.shape[1] == 2:
+        ends, widths = arcs(x)
+        return np.unique(circle(ends + widths / 2) @ x.T > 0, axis=0)
+    if x.ndim != 2 or len(x) > MOST_POINTS or np.linalg.matrix_rank(x) < len(x):
+        raise ValueError(
+            f"x has shape {x.shape}: patterns are listed in the plane and for at most {MOST_POINTS} linearly "
+            "independent points; give points of shape (N, 2), or fewer of them"
+        )
+    return np.array(list(itertools.product([False, True], repeat=len(x))))
+
+
+def convex_optimum(problem: Data, weight_decay: float, *, weight_decay_on: str = "rho") -> ConvexOptimum:
+    """Global minimum of the two-layer ReLU network's regularised square loss, where all patterns can be listed.
+
+    With the patterns D_i, minimise over v_i, u_i with (2D_i − 1) X v_i ≥ 0 and likewise u_i
+
+        (1/N) ‖Σ_i D_i X (v_i − u_i) − y‖² + λ G²,   G = Σ_i ‖v_i‖ + ‖u_i‖,
+
+    or + 2λG for weight decay λ(‖W_1‖² + ‖W_2‖²). A neuron (w, a) with a > 0 is v = a w, with a < 0 it is u = −a w;
+    at fixed products |a|‖w‖ the norms are smallest when ‖w‖ ∝ |a| over neurons, where ρ = ‖W_1‖‖W_2‖ = G.
+    Pilanci and Ergen (2020); Chapters 2 and 5.
+
+    Parameters
+    ----------
+    problem
+        Two classes; inputs (N, 2), or at most ten linearly independent ones.
+    weight_decay
+        λ ≥ 0. At 0 the limit λ → 0 is returned: the network of least norm among those that fit the data.
+    weight_decay_on
+        ``"rho"`` for λρ² (the normalised model), ``"layers"`` for λΣ_k‖W_k‖² (the plain one).
+
+    Returns
+    -------
+    ConvexOptimum
+        Named tuple ``(loss, rho, outputs)``.
+
+    Raises
+    ------
+    ValueError
+        If the data are not of two classes, their patterns can't be listed, λ < 0, or `weight_decay_on` is neither
+        word.
+    RuntimeError
+        If the solver fails; with λ = 0, if no network fits the data.
+    ImportError
+        If CVXPY is not installed.
+
+    Examples
+    --------
+    >>> from nclib.data import data
+    >>> best = convex_optimum(data("teacher", n=4, d=2), weight_decay=0.1)
+    >>> bool(0 < best.loss < 1)
+    True
+    """
+    try:
+        import cvxpy as cp
+    except ImportError as error:
+        raise ImportError("convex_optimum needs CVXPY; install it with: pip install cvxpy") from error
+    lam = float(decay(weight_decay))
+    if weight_decay_on not in ("rho", "layers"):
+        raise ValueError(f"weight_decay_on={weight_decay_on!r}: write 'rho' or 'layers'")
+    if len(problem.classes) != 2:
+        raise ValueError(f"problem has {len(problem.classes)} classes; the convex program is of two")
+    x = problem.x.double().flatten(1).numpy(force=True)
+    y = problem.y.double().numpy(force=True)
+    patterns = activation_patterns(x).astype(float)
+    # What of a neuron is orthogonal to all points only costs: it is enough to look at coordinates in their span.
+    x = x @ np.linalg.qr(x.T).Q
+    v, u = (cp.Variable((len(patterns), x.shape[1])) for _ in range(2))
+    constraints = [cp.multiply(2 * patterns - 1, part @ x.T) >= 0 for part in (v, u)]
+    outputs: Any = cp.sum(cp.multiply(patterns, (v - u) @ x.T), axis=0)
+    norm: Any = cp.sum(cp.norm2(v, axis=1)) + cp.sum(cp.norm2(u, axis=1))
+    if lam == 0:
+        program = cp.Problem(cp.Minimize(norm), [*constraints, outputs == y])
+    else:
+        penalty = cp.square(norm) if weight_decay_on == "rho" else 2 * norm
+        fit = cp.sum_squares(outputs - y) / len(y)
+        program = cp.Problem(cp.Minimize(fit + lam * penalty), constraints)
+    program.solve(solver=cp.CLARABEL)
+    if program.status != "optimal":
+        raise RuntimeError(
+            f"the conic solver ended with status {program.status!r}; scale the data to unit norm"
+            + (", or give a positive weight_decay, as no network may fit them" if lam == 0 else "")
+        )
+    return ConvexOptimum(0.0 if lam == 0 else float(program.value), float(norm.value), np.asarray(outputs.value))
+
+
+def ufm_descent(
+    classes: int,
+    per_class: int | Sequence[int],
+    weight_decay_w: float,
+    weight_decay_h: float,
+    *,
+    bias: bool = True,
+    relu: bool = False,
+    dim: int | None = None,
+    seed: int = 0,
+    init: float = 1.0,
+) -> UFMinimiser:
+    """Minimise the unconstrained-features model by gradients, from a random start (Chapter 6).
+
+    Quasi-Newton steps (SciPy's L-BFGS-B) go down the objective of `ufm_minimiser`, and the result has its form.
+    Nothing of the solution is built in: the start is Gaussian, and the steps see gradients only.
+
+    Parameters
+    ----------
+    classes, per_class, bias
+        As in `ufm_minimiser`.
+    weight_decay_w, weight_decay_h
+        λ_W, λ_H ≥ 0. At 0 minimisers are not unique, and the start decides which is found.
+    relu
+        Keep all features ≥ 0, as the last ReLU of a network does.
+    dim
+        Dimension of the features; K when left out.
+    seed
+        Of the start.
+    init
+        Standard deviation of the entries of the start.
+
+    Raises
+    ------
+    ValueError
+        If a size is too small or a weight decay negative.
+    RuntimeError
+        If the optimiser stopped before it reached a stationary point.
+
+    Examples
+    --------
+    >>> from nclib.theory.closed_forms import ufm_minimiser
+    >>> found, best = ufm_descent(3, 5, 0.02, 0.001), ufm_minimiser(3, 5, 0.02, 0.001)
+    >>> bool(abs(found.loss - best.loss) < 1e-12)
+    True
+    """
+    from scipy.optimize import minimize
+
+    sizes = class_sizes(classes, per_class)
+    lam_w, lam_h = decay(weight_decay_w, "weight_decay_w"), decay(weight_decay_h, "weight_decay_h")
+    dim = classes if dim is None else dim
+    if dim < 1:
+        raise ValueError(f"dim={dim}: features need a dimension; write dim ≥ 1")
+    labels = np.repeat(np.arange(classes, dtype=np.int64), sizes)
+    targets = np.eye(classes)[labels]
+    ends = [classes * dim, (classes + len(labels)) * dim]
+
+    def parts(flat: Array) -> tuple[Array, Array, Array]:
+        weight, features, shift = np.split(flat, ends)
+        return weight.reshape(classes, dim), features.reshape(-1, dim), shift
+
+    def objective(flat: Array) -> tuple[float, Array]:
+        weight, features, shift = parts(flat)
+        residual = features @ weight.T + shift - targets
+        value = (residual**2).sum() / (2 * len(labels))
+        value += lam_w / 2 * (weight**2).sum() + lam_h / 2 * (features**2).sum()
+        residual /= len(labels)
+        to_w, to_h = residual.T @ features + lam_w * weight, residual @ weight + lam_h * features
+        return float(value), np.concatenate([to_w.ravel(), to_h.ravel(), bias * residual.sum(0)])
+
+    start = init * np.random.default_rng(seed).standard_normal(ends[1] + classes)
+    start[ends[1] :] *= bias
+    lowest = np.full(len(start), -np.inf)
+    if relu:
+        start[ends[0] : ends[1]] = np.abs(start[ends[0] : ends[1]])
+        lowest[ends[0] : ends[1]] = 0.0
+    options = {"maxiter": _ITERATIONS, "maxfun": 2 * _ITERATIONS, "maxcor": 20, "ftol": 0.0, "gtol": 1e-12}
+    bounds = np.column_stack([lowest, np.full(len(start), np.inf)]) if relu else None
+    for _ in range(_RESTARTS):
+        result: Any = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        start = result.x
+        # At its bound a feature may be pushed outwards; that is no slope it could follow.
+        slope = float(np.abs(np.where((start <= lowest) & (result.jac > 0), 0.0, result.jac)).max())
+        if slope <= _STATIONARY:
+            break
+    else:
+        raise RuntimeError(
+            f"the optimiser stopped where the gradient is still {slope:.1g} ({result.message}); "
+            "try another seed or a smaller init"
+        )
+    weight, features, shift = parts(result.x)
+    mean_norms = [np.linalg.norm(features[labels == c].mean(0)) for c in range(classes)]
+    values = np.linalg.svd(features @ weight.T, compute_uv=False)[: classes - bias].astype(np.float64)
+    return UFMinimiser(values, weight, features, shift, labels, np.array(mean_norms), float(result.fun))
