@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import nbformat
 from docutils import nodes
@@ -19,12 +18,10 @@ from jupyter_cache import get_cache
 from sphinx.environment import BuildEnvironment
 
 from nclib import files
-from nclib.book.claims import MIME, criterion, number
+from nclib.book.claims import MIME, Record, criterion, number
 
 #: Statements that must be checked by at least one claim.
 MUST_BE_CHECKED = ("theorem", "proposition", "corollary")
-
-Record = dict[str, Any]
 
 
 @dataclass

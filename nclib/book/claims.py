@@ -10,10 +10,10 @@ import html
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from platform import python_version
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,33 +32,11 @@ MIME = "application/vnd.nclib.claim+json"
 
 #: Of a table of claims; only the book's scoreboard has the last one.
 COLUMNS = (
-    "Verdict",
-    "Theorem",
-    "Claim",
-    "Predicted",
-    "Measured",
-    "Criterion",
-    "Seeds: mean and 95% CI",
-    "Scale, device",
-)
+    "Verdict", "Theorem", "Claim", "Predicted", "Measured", "Criterion", "Seeds: mean and 95% CI", "Scale, device",
+)  # fmt: skip
 
-
-class Record(TypedDict):
-    """One line of the ledger (all of it JSON)."""
-
-    chapter: str
-    theorem: str
-    statement: str
-    predicted: float | list[float | None] | str | None
-    measured: float | list[float | None] | None
-    deviation: float | None
-    tolerance: str
-    seeds: int
-    confidence_interval: list[float | None] | None
-    scale: str
-    device: str
-    base_seed: int
-    passed: bool
+#: A line of the ledger, as `claim` makes it; all of it JSON.
+Record = dict[str, Any]
 
 
 class ClaimFailed(AssertionError):
@@ -239,7 +217,7 @@ def table(bodies: str, label: str, columns: Sequence[str] = COLUMNS, caption: st
     )
 
 
-def cells(record: Mapping[str, Any]) -> tuple[str, ...]:
+def cells(record: Record) -> tuple[str, ...]:
     """A record in words, one for each of the `COLUMNS`."""
     return (
         "✓ holds" if record["passed"] else "✗ fails",
@@ -253,7 +231,7 @@ def cells(record: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def row(record: Mapping[str, Any], columns: Sequence[str] = COLUMNS, anchor: str = "") -> str:
+def row(record: Record, columns: Sequence[str] = COLUMNS, anchor: str = "") -> str:
     """A record as a row of a table that has the first of the `COLUMNS`, or all."""
     body = "".join(f"<td>{html.escape(cell, quote=False)}</td>" for cell in cells(record)[: len(columns)])
     return f'<tr class="{"holds" if record["passed"] else "fails"}"{anchor}>{body}</tr>'
@@ -272,7 +250,7 @@ def number(value: object) -> str:
     return "not finite" if value is None else f"{value:.5g}"
 
 
-def criterion(record: Mapping[str, Any]) -> str:
+def criterion(record: Record) -> str:
     """The criterion of a claim and how much of it was used."""
     kind, _, limit = record["tolerance"].partition(" ")
     if kind not in ("rtol", "atol"):
@@ -281,14 +259,14 @@ def criterion(record: Mapping[str, Any]) -> str:
     return f"{'relative error' if kind == 'rtol' else 'error'} {found} {'≤' if record['passed'] else '>'} {limit}"
 
 
-def spread(record: Mapping[str, Any]) -> str:
+def spread(record: Record) -> str:
     """The mean over the seeds and its interval, e.g. ``: 2.050 ± 0.060``; nothing for one seed."""
     interval = record["confidence_interval"]
     if not interval or None in interval:
         return ""
     centre, half = (interval[0] + interval[1]) / 2, (interval[1] - interval[0]) / 2
     digits = 1 - math.floor(math.log10(half)) if half > 0 else 5
-    if not -3 < digits < 8:
+    if not -3 < digits < 6:
         return f": {centre:.4g} ± {half:.2g}"
     return f": {centre:.{max(digits, 0)}f} ± {half:.{max(digits, 0)}f}"
 
