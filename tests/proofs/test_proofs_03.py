@@ -173,7 +173,7 @@ def test_uniform_bound_over_a_finite_class_by_enumerating_all_training_sets():
 
 
 def test_grid_rounds_one_over_rho_by_its_ratio_at_most():
-    gammas, n = np.array(nc.bounds.GAMMAS), 1_000_000
+    gammas, n = np.array(nc.theory.bounds.GAMMAS), 1_000_000
     q = 10 ** (1 / 20)
     assert (gammas[1:] / gammas[:-1]).max() == pytest.approx(q)
     for rho in (1.0, 2.345, 17.0, 400.0):
