@@ -8,6 +8,7 @@ from .book.explore import Explorable, explore_curves, explore_flow, replay
 from .book.plots import lines, panels, style
 from .book.results import Result, result, save_result
 from .collapse import CollapseStatistics, collapse, simplex_view
+from .collapse.split import mse_split
 from .data import Data, data, from_arrays
 from .experiments import binary_experiment, published_norm
 from .networks.calibration import calibrate
@@ -100,6 +101,7 @@ __all__ = [
     "margins",
     "minimum_norm",
     "mlp",
+    "mse_split",
     "normalised_margins",
     "panels",
     "patch_radius",
