@@ -1,4 +1,4 @@
-"""Collapse metrics against the plain way: a class loop, Σ_W in float64 and a d×d pseudo-inverse, NC1 only."""
+"""Collapse metrics against the plain way, as packages do it: a loop over classes, Σ_W and a d×d pseudo-inverse."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.timing import cpu_seconds, race, row
 from nclib.collapse import CollapseStatistics, collapse
 
-ROWS, WIDTH, CLASSES, REPEATS = 60_000, 512, 10, 7
+ROWS, WIDTH, CLASSES, REPEATS = 60_000, 512, 10, 9
 
 MEMORY = """
 import torch
@@ -40,93 +40,79 @@ def rows() -> list[dict[str, Any]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _even_noise() + _rectified() + _decaying_noise()
+        return _rows()
     finally:
         torch.set_num_threads(threads)
 
 
-def _even_noise() -> list[dict[str, Any]]:
+def _rows() -> list[dict[str, Any]]:
     features, labels, weight, bias = _problem()
     seconds = race(
         cpu_seconds,
         REPEATS,
-        baseline=lambda: plain_nc1(features, labels, CLASSES),
+        baseline=lambda: plain(features, labels, weight, bias),
         everything=lambda: collapse(features, labels, weight, bias),
         features_only=lambda: collapse(features, labels),
+        batches=lambda: _in_batches(features, labels, weight, bias),
     )
-    check = abs(collapse(features, labels)["nc1"] / plain_nc1(features, labels, CLASSES) - 1)
-    memory = f"Gaussian classes; peak extra memory {_peak_mebibytes():.0f} MiB; NC1 differs by {check:.0e}"
+    found, expected = collapse(features, labels, weight, bias), plain(features, labels, weight, bias)
+    apart = max(abs(found[key] / value - 1) for key, value in expected.items())
+    note = f"12 keys; peak extra memory {_peak_mebibytes():.0f} MiB; the values differ by {apart:.0e}"
     return [
-        _row("collapse, all keys", seconds["everything"], seconds["baseline"], memory, goal=5),
-        _row("collapse, features only", seconds["features_only"], seconds["baseline"], "six keys"),
+        _row("collapse, all keys", seconds["everything"], seconds["baseline"], note, goal=5),
+        _row("collapse, features only", seconds["features_only"], seconds["baseline"], "6 keys"),
+        _row("CollapseStatistics, batches of 1000", seconds["batches"], seconds["baseline"], "12 keys"),
     ]
 
 
-def _rectified() -> list[dict[str, Any]]:
-    features, labels, weight, bias = _problem()
-    features.relu_()
-    seconds = race(
-        cpu_seconds,
-        REPEATS,
-        baseline=lambda: plain_nc1(features, labels, CLASSES),
-        everything=lambda: collapse(features, labels, weight, bias),
-    )
-    return [_row("collapse, all keys, after a ReLU", seconds["everything"], seconds["baseline"], "", goal=5)]
-
-
-def _decaying_noise() -> list[dict[str, Any]]:
-    turn = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(1))).Q
-    features, labels, weight, bias = _problem(turn / torch.arange(1, WIDTH + 1)[:, None])
-    seconds = race(
-        cpu_seconds,
-        REPEATS,
-        baseline=lambda: plain_nc1(features, labels, CLASSES),
-        everything=lambda: collapse(features, labels, weight, bias),
-        stream=lambda: _stream(features, labels).result(weight, bias),
-    )
-    note = "within-class variances 1 to 1/d² along rotated axes"
-    return [
-        _row("collapse, all keys, decaying spectrum", seconds["everything"], seconds["baseline"], note),
-        _row("CollapseStatistics, batches of 1000", seconds["stream"], seconds["baseline"], "all but nc4"),
+def plain(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> dict[str, float]:
+    """The baseline: NC1, CDNV, NC2 of the means, NC3 and NC4 as most code computes them, in float32."""
+    classes = range(len(weight))
+    within = features.new_zeros(features.shape[1], features.shape[1])
+    means = torch.stack([features[labels == label].mean(0) for label in classes])
+    variances = []
+    for label in classes:
+        rows = features[labels == label] - means[label]
+        within += rows.T @ rows / len(features)
+        variances.append(float(rows.square().sum(1).mean()))
+    centred = means - means.mean(0)
+    between = centred.T @ centred / len(classes)
+    apart = [
+        (variances[i] + variances[j]) / 2 / float((means[i] - means[j]).square().sum())
+        for i in classes
+        for j in classes
+        if i != j
     ]
+    norms = centred.norm(dim=1)
+    chosen, nearest = (features @ weight.T + bias).argmax(1), torch.cdist(features, means).argmin(1)
+    return {
+        "nc1": float(torch.trace(within @ torch.linalg.pinv(between, rtol=1e-5))) / len(classes),
+        "nc1_quotient": float(torch.trace(within) / torch.trace(between)),
+        "cdnv": sum(apart) / len(apart),
+        "nc2_norm_means": float(norms.std() / norms.mean()),
+        "nc3": float((weight / weight.norm() - centred / centred.norm()).square().sum()),
+        "nc4": float((chosen != nearest).float().mean()),
+    }
 
 
-def plain_nc1(features: Tensor, labels: Tensor, classes: int) -> float:
-    """The baseline: NC1 as most code computes it, in float64."""
-    width = features.shape[1]
-    within = torch.zeros(width, width, dtype=torch.float64)
-    means = []
-    for label in range(classes):
-        rows = features[labels == label].double()
-        means.append(rows.mean(0))
-        centred = rows - means[-1]
-        within += centred.T @ centred
-    within /= len(features)
-    centred = torch.stack(means) - torch.stack(means).mean(0)
-    between = centred.T @ centred / classes
-    return float(torch.trace(within @ torch.linalg.pinv(between))) / classes
-
-
-def _problem(mixing: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _problem() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     random = torch.Generator().manual_seed(0)
     labels = torch.randint(0, CLASSES, (ROWS,), generator=random)
     means = torch.randn(CLASSES, WIDTH, generator=random)
-    noise = torch.randn(ROWS, WIDTH, generator=random)
-    features = means[labels] + (noise if mixing is None else noise @ mixing)
-    weight = torch.randn(CLASSES, WIDTH, generator=random)
-    return features, labels, weight, torch.randn(CLASSES, generator=random)
+    features = means[labels] + torch.randn(ROWS, WIDTH, generator=random)
+    return features, labels, torch.randn(CLASSES, WIDTH, generator=random), torch.randn(CLASSES, generator=random)
 
 
-def _stream(features: Tensor, labels: Tensor) -> CollapseStatistics:
-    found = CollapseStatistics(CLASSES)
-    for start in range(0, len(labels), 1000):
-        found.update(features[start : start + 1000], labels[start : start + 1000])
-    return found
+def _in_batches(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> dict[str, float]:
+    statistics = CollapseStatistics(CLASSES, weight, bias)
+    for read in (statistics.first_pass, statistics.second_pass):
+        for start in range(0, len(labels), 1000):
+            read(features[start : start + 1000], labels[start : start + 1000])
+    return statistics.result()
 
 
 def _row(name: str, ours: float, baseline: float, note: str, *, goal: float | None = None) -> dict[str, Any]:
-    size = f"N={ROWS}, d={WIDTH}, K={CLASSES}, float32, CPU time"
-    note = f"{size}; {note}" if note else size
+    note = f"N={ROWS}, d={WIDTH}, K={CLASSES}, float32, CPU time; {note}"
     return row(name, ours, baseline, note, repeats=REPEATS, threads=1, goal=goal)
 
 

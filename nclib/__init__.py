@@ -8,6 +8,7 @@ from .book.explore import Explorable, explore_curves, explore_flow, replay
 from .book.plots import confidence_interval, lines, panels, style
 from .book.results import Result, result, save_result
 from .collapse import CollapseStatistics, collapse, simplex_view
+from .collapse.split import mse_split
 from .data import Data, data, from_arrays
 from .experiments import binary_experiment, published_norm
 from .networks.models import convnet, mlp, resnet18
@@ -86,6 +87,7 @@ __all__ = [
     "margins",
     "minimum_norm",
     "mlp",
+    "mse_split",
     "panels",
     "patch_radius",
     "per_sample_gradients",

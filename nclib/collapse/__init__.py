@@ -1,32 +1,32 @@
 """Neural collapse, measured: within-class spread, the means' geometry, self-duality, nearest mean.
 
-`collapse` measures features held in memory, `CollapseStatistics` features that come in batches.  Both
-centre first and reduce in float64, so that a collapse of 10⁻¹² is read as such.
+Two passes over the features: the first finds the class means, the second reads every row less the mean of its
+class. Centred first and summed in float64, a collapse of 10⁻¹² is read as such.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-
-from .formulas import Geometry, duality, spread, squared_distances
-from .inputs import Array, Classifier, checked
-from .least_squares import Regression, Sample, krylov_mse_split, mse_split
-from .scatter import CentredRows
-from .statistics import CollapseStatistics
-from .views import SimplexView, simplex_view
 
 __all__ = ["CollapseStatistics", "SimplexView", "collapse", "simplex_view"]
 
+Array = Tensor | np.ndarray[Any, Any]
+
+# A chunk of rows, about 1 MiB of float32, stays in cache from the subtraction to the product.
+_CHUNK_NUMBERS = 2**18
+_CHUNK_NUMBERS_CUDA = 2**23
 # Class means further apart or closer than this are measured in float64: in float32 the square of a
 # centred feature could overflow, or vanish where the collapse is deep.
 _FLOAT32_SPREAD = (1e-9, 1e12)
 
 
-@torch.no_grad()
 def collapse(
     features: Array, labels: Array, weight: Array | None = None, bias: Array | None = None
 ) -> dict[str, float]:
@@ -45,59 +45,43 @@ def collapse(
     ``nc3``           ‖W/‖W‖ − M̄/‖M̄‖‖² (Han et al.)
     ``nc3_etf``       as ``nc2_etf`` with WM̄ᵀ for AAᵀ (Zhu et al.)
     ``nc4``           share of rows with argmax(Wh + b) ≠ argmin_c ‖h − μ_c‖ (Han et al.)
-    ``mse``           1/(2N) Σ‖Wh + b − y‖², y one-hot (Han et al., weight decay 0);
-                      = ``mse_ls`` + ``mse_perp``
-    ``mse_ls``        its least value over W (and b, if one is given) for these features;
-                      = ``mse_ls_nc1``, ½ tr(W_LS Σ_W W_LSᵀ), + ``mse_ls_nc23``, the class means' part
-    ``mse_perp``      the deviation from that least-squares classifier
     ================  =============================================================================
 
-    The suffix is ``_means`` (M̄) or ``_weights`` (W).  Without ``weight`` the keys are ``nc1``,
-    ``nc1_quotient``, ``cdnv`` and ``nc2_*_means``.
+    The suffix is ``_means`` (M̄) or ``_weights`` (W). Without ``weight`` the keys are ``nc1``,
+    ``nc1_quotient``, ``cdnv`` and ``nc2_*_means``. Σ_B has rank ≤ min(K − 1, d), so NC1 needs the centred rows
+    along M̄'s singular vectors only, and nothing of size d×d.
 
     Parameters
     ----------
-    features : Tensor or array, shape (N, d)
-        Last-layer features h of the network in evaluation mode; any floating type, CPU or GPU.
-    labels : Tensor or array of integers, shape (N,)
-        Classes 0..K-1, every one present, K ≥ 2.
-    weight : Tensor or array, shape (K, d), optional
-        Last-layer weight W.  A network with one output f = wᵀh for two classes coded ±1 is the
+    features
+        Last-layer features h, (N, d), of the network in evaluation mode; any floating type, CPU or GPU.
+    labels
+        Classes 0..K-1, (N,) integers, every class present, K ≥ 2.
+    weight
+        Last-layer weight W, (K, d). A network with one output f = wᵀh for two classes coded ±1 is the
         one-hot classifier W = cat([w, -w])/2 with b = (1/2, 1/2).
-    bias : Tensor or array, shape (K,), optional
-        Last-layer bias b.  Without it the least-squares classifier has none either.
+    bias
+        Last-layer bias b, (K,).
 
     Returns
     -------
     dict of str to float
-        In the order of the table.  All are ≥ 0, and 0 for a simplex ETF (``mse`` and its parts: for
-        one scaled to the targets).  Where a denominator is zero (all class means equal, a row of zeros
-        in W) the ratio is nan or inf.
+        In the order of the table. All are ≥ 0, and 0 for a simplex ETF. Where a denominator is zero (all class
+        means equal, a row of zeros in W) the ratio is nan or inf. μ_G and Σ_B, and with them all of NC2 and NC3,
+        weigh the classes equally however many rows they have; ``cdnv`` weighs the pairs equally; Σ_W and ``nc4``
+        the rows.
 
     Raises
     ------
     TypeError
         Features that are not floating point, labels that are not integers.
     ValueError
-        Shapes that do not fit, nan or infinity, fewer than two classes, labels that are not 0..K-1
-        with every class present.
-
-    Notes
-    -----
-    *Unequal classes.*  μ_G and Σ_B, and with them all of NC2 and NC3, weigh the classes equally however
-    many rows they have; ``cdnv`` weighs the pairs equally; Σ_W, ``nc4`` and the ``mse`` keys weigh the
-    rows equally.
-
-    *How.*  Σ_B has rank ≤ min(K−1, d), so NC1 needs the centred rows along M̄'s singular vectors only,
-    and nothing of size d×d.  The ``mse`` keys depend on all of Σ_W.  It is formed in float64, unless the
-    features are many, wide and single precision or less, and Σ_W is well-conditioned: then a few passes
-    of a Krylov method take its place, right to 1% by a proved bound, in practice to 10⁻⁴
-    (`nclib.collapse.least_squares`, where the split is derived).  Memory: a few MiB, and three d×d matrices.
+        Shapes that do not fit, nan or infinity, fewer than two classes, a class without a row.
 
     References
     ----------
     Papyan, Han and Donoho (2020); Zhu et al. (2021); Han, Papyan and Donoho (2022); Tirer and Bruna
-    (2022); Galanti, György and Hutter (2022).  The chapter on neural collapse.
+    (2022); Galanti, György and Hutter (2022). The chapter on neural collapse.
 
     Examples
     --------
@@ -107,81 +91,430 @@ def collapse(
     >>> {key: round(value, 3) for key, value in found.items() if "nc2" not in key}
     {'nc1': 0.0, 'nc1_quotient': 0.01, 'cdnv': 0.003}
     """
-    given = checked(features, labels, weight, bias)
-    rows, numbers, counts, means, classifier = given.rows, given.labels, given.counts, given.means, given.classifier
-
-    scale = float((means - means.mean(0)).square().mean().sqrt())
-    if rows.dtype != torch.float64 and not rows.is_cuda and _FLOAT32_SPREAD[0] < scale < _FLOAT32_SPREAD[1]:
-        found = _measured(CentredRows(rows, numbers, counts, means, torch.float32), classifier)
-        if math.isfinite(found["nc1_quotient"]):
-            return found
-    return _measured(CentredRows(rows, numbers, counts, means, torch.float64), classifier)
+    statistics, rows, numbers = begun(features, labels, weight, bias)
+    statistics.second_pass(rows, numbers)
+    return statistics.result()
 
 
-def _measured(rows: CentredRows, classifier: Classifier | None) -> dict[str, float]:
-    """All metrics from one pass over the centred rows, and what more the least-squares part takes."""
-    geometry = Geometry.of(rows.means)
-    squares = torch.zeros_like(rows.counts)
+class CollapseStatistics:
+    """`collapse` for features that come in batches, as from a data loader, which is read twice.
 
-    def add_squares(labels: Tensor, centred: Tensor) -> None:
-        squares.index_add_(0, labels, torch.linalg.vector_norm(centred, dim=1).double().square())
+    Only sums over the rows are kept, in float64 and never as E‖h‖² − ‖μ‖², which cancels; so neither the split
+    into batches nor their order matters, beyond rounding.
 
-    if classifier is None:
-        gram, _ = rows.project(geometry.axes, lambda _, x, y: add_squares(y, x), product=False)
-        return spread(geometry, rows.counts, rows.variances(squares), gram.diagonal())
+    Parameters
+    ----------
+    classes
+        K ≥ 2.
+    weight, bias
+        Last layer, (K, d) and (K,), as in `collapse`.
 
-    problem = Regression.of(rows.means, rows.counts, classifier)
-    sample = Sample.of(rows)
-    # Orthonormal rows that span the class means and the classifier; the first are the axes up to sign.
-    directions = [geometry.axes, classifier.weight, rows.means.mean(0, keepdim=True)]
-    if sample is not None:
-        directions.append(sample.start(problem.signal))
-    basis = torch.linalg.qr(torch.cat(directions).T).Q.T.contiguous()
-    vote = _Vote.of(rows, classifier, geometry, basis)
-    disagreements = squares.new_zeros((), dtype=torch.int64)
+    Raises
+    ------
+    TypeError, ValueError
+        As `collapse`; the batch then leaves no trace. Also if the two passes do not see the same rows.
 
-    def visit(projected: Tensor, centred: Tensor, labels: Tensor) -> None:
-        add_squares(labels, centred)
-        disagreements.add_(vote.disagreements(projected, labels))
-
-    gram, product = rows.project(basis, visit, product=sample is not None)
-    along = gram.diagonal()[: len(geometry.strength)]
-    found = spread(geometry, rows.counts, rows.variances(squares), along)
-    found |= duality(geometry, classifier.weight)
-    found["nc4"] = float(disagreements) / len(rows.labels)
-    if sample is not None:
-        parts = krylov_mse_split(sample, rows, problem, basis, gram, product)
-        if parts is not None:
-            return found | parts
-    return found | mse_split(problem, rows.wide().scatter())
-
-
-@dataclass(frozen=True)
-class _Vote:
-    """Both decisions of NC4 from a centred row's coordinates x in a basis and its label y.
-
-    W h + b = Wx + (Wμ_y + b), and ‖h − μ_c‖² = ‖μ_y − μ_c‖² − 2(μ_c − μ_y)·x + ‖x‖²: each is a table's
-    column plus a product that is small when the collapse is deep.
+    Examples
+    --------
+    >>> import torch
+    >>> features = torch.tensor([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.1], [-1.0, -0.1]])
+    >>> loader = [(features[:3], torch.tensor([0, 0, 1])), (features[3:], torch.tensor([1]))]
+    >>> statistics = CollapseStatistics(classes=2)
+    >>> for h, y in loader:
+    ...     statistics.first_pass(h, y)
+    >>> for h, y in loader:
+    ...     statistics.second_pass(h, y)
+    >>> round(statistics.result()["nc1_quotient"], 6)
+    0.01
     """
 
-    weight: Tensor
-    logits: Tensor
-    pull: Tensor
-    distances: Tensor
+    def __init__(self, classes: int, weight: Array | None = None, bias: Array | None = None) -> None:
+        if classes < 2:
+            raise ValueError(f"classes={classes}: collapse compares classes; give two or more")
+        self.classes = classes
+        self.classifier: Classifier | None = None
+        self._given = weight, bias
+        self._wide = False
+        self._counts = torch.zeros(classes, dtype=torch.float64)
+        self._sums: Tensor | None = None
+        self._spread: _Spread | None = None
 
-    @staticmethod
-    def of(rows: CentredRows, classifier: Classifier, geometry: Geometry, basis: Tensor) -> _Vote:
-        tables = (
-            classifier.weight @ basis.T,
-            classifier.at(rows.means),
-            2 * geometry.centred @ basis.T,
-            squared_distances(geometry.centred),
+    def first_pass(self, features: Array, labels: Array) -> None:
+        """Take in a batch, (n, d) and (n,), for the class means; classes may be absent from it."""
+        if self._spread is not None:
+            raise ValueError("first_pass after second_pass: expected all batches before; begin new statistics")
+        rows, numbers = self._batch(features, labels)
+        sums = _class_sums(rows, numbers, self.classes)
+        _require_finite(sums, "features")
+        self._counts = self._counts.to(sums.device) + torch.bincount(numbers, minlength=self.classes)
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._wide |= rows.dtype == torch.float64 or rows.is_cuda
+
+    def second_pass(self, features: Array, labels: Array) -> None:
+        """Take in a batch again, once the first pass has seen all of them, for everything but the means."""
+        rows, numbers = self._batch(features, labels)
+        if self._spread is None:
+            self._spread = _Spread(self.means, self.classifier, wide=self._wide)
+        self._spread.add(rows, numbers)
+
+    @property
+    def means(self) -> Tensor:
+        """Class means (K, d), float64, of the first pass."""
+        empty = [index for index, count in enumerate(self._counts.tolist()) if count == 0]
+        if empty or self._sums is None:
+            raise ValueError(
+                f"labels has no row of class {empty[0]} ({len(empty)} of {self.classes} classes are empty): "
+                f"expected every class 0..{self.classes - 1}; renumber the classes that are there"
+            )
+        return self._sums / self._counts[:, None]
+
+    def result(self) -> dict[str, float]:
+        """The keys of `collapse`, once both passes have seen all rows."""
+        counts, spread = self._counts, self._spread
+        seen = 0 if spread is None else int(spread.counts.sum())
+        if spread is None or not spread.counts.equal(counts):
+            raise ValueError(
+                f"second_pass has seen {seen} rows: expected the same {int(counts.sum())} as first_pass; "
+                "give both the same batches"
+            )
+        # The rows were read less a rounded mean: what that left is taken out again.
+        left = self.means - spread.shift
+        variances = (spread.squares / counts - left.square().sum(1)).clamp(min=0)
+        along = ((spread.along - counts @ (left @ spread.axes.T).square()) / seen).clamp(min=0)
+        means = spread.centred
+        within = counts @ variances / seen
+        # Σ_B⁺ has eigenvalues K/strength²; that K cancels the one in tr(Σ_W Σ_B⁺)/K.
+        nc1 = (along / spread.strength.square()).sum() if len(along) else torch.nan
+        found = {
+            "nc1": float(nc1),
+            "nc1_quotient": float(within / (means.square().sum() / self.classes)),
+            "cdnv": _distance_normalised_variance(means, variances),
+            "nc2_norm_means": _norm_variation(means),
+            "nc2_angle_means": _angle_error(means),
+            "nc2_etf_means": _simplex_error(means @ means.T),
+        }
+        if self.classifier is not None:
+            weight = self.classifier.weight
+            centred = weight - weight.mean(0)
+            found |= {
+                "nc2_norm_weights": _norm_variation(weight),
+                "nc2_angle_weights": _angle_error(weight),
+                "nc2_etf_weights": _simplex_error(centred @ centred.T),
+                "nc3": float((weight / weight.norm() - means / means.norm()).square().sum()),
+                "nc3_etf": _simplex_error(weight @ means.T),
+                "nc4": float(spread.disagreements) / seen,
+            }
+        return found
+
+    def _batch(self, features: Array, labels: Array) -> tuple[Tensor, Tensor]:
+        """A batch, checked, on the device of the first."""
+        rows = _checked_features(features)
+        numbers, _ = _checked_labels(labels, rows, self.classes)
+        if self._sums is None:
+            self.classifier = _checked_classifier(*self._given, self.classes, rows)
+            return rows, numbers
+        if rows.shape[1] != self._sums.shape[1]:
+            known = self._sums.shape[1]
+            raise ValueError(f"features has {rows.shape[1]} columns: expected {known}, as in the rows seen before")
+        return rows.to(self._sums.device), numbers.to(self._sums.device)
+
+
+class _Spread:
+    """The second pass: sums over the rows z = h − shift_y, shift_c the class mean as the features' type has it.
+
+    Each decision of NC4 is a table's column plus a product that is small when the collapse is deep:
+    Wh + b = Wz + (W shift_y + b), and ‖h − μ_c‖² = ‖μ_y − μ_c‖² − 2(μ_c − μ_y)·z + ‖z‖².
+    """
+
+    def __init__(self, means: Tensor, classifier: Classifier | None, *, wide: bool) -> None:
+        self.centred, self.axes, self.strength = _singular_vectors(means)
+        near, far = _FLOAT32_SPREAD
+        wide = wide or not near < float(self.centred.square().mean().sqrt()) < far
+        self.dtype = torch.float64 if wide else torch.float32
+        self.shift = means.to(self.dtype).double()
+        self.counts, self.squares = means.new_zeros(2, len(means))
+        self.along = means.new_zeros(len(self.axes))
+        self.disagreements = means.new_zeros((), dtype=torch.int64)
+        self.tables = [self.shift, self.axes]
+        if classifier is not None:
+            self.tables[1] = torch.cat([self.axes, classifier.weight])
+            self.tables += [
+                classifier.at(self.shift),
+                _squared_distances(self.centred),
+                2 * self.centred @ self.axes.T,
+            ]
+
+    def add(self, rows: Tensor, labels: Tensor, dtype: torch.dtype | None = None) -> None:
+        """Take in rows; in float64 if a square overflows."""
+        shift, directions, *votes = (table.to(dtype or self.dtype) for table in self.tables)
+        squares, along = torch.zeros_like(self.squares), torch.zeros_like(self.along)
+        disagreements = torch.zeros_like(self.disagreements)
+        for part, here, centred in _chunks(rows, labels, shift.dtype):
+            torch.index_select(shift, 0, here, out=centred)
+            torch.sub(part, centred, out=centred)
+            squares.index_add_(0, here, torch.linalg.vector_norm(centred, dim=1).double().square())
+            projected = directions @ centred.T
+            along += projected[: len(along)].double().square().sum(1)
+            if votes:
+                disagreements += _disagreements(projected, here, *votes)
+        if shift.dtype == torch.float32 and not bool(squares.isfinite().all()):
+            return self.add(rows, labels, torch.float64)
+        _require_finite(squares, "features")
+        self.counts += torch.bincount(labels, minlength=len(self.counts))
+        self.squares += squares
+        self.along += along
+        self.disagreements += disagreements
+
+
+def _disagreements(projected: Tensor, labels: Tensor, logits: Tensor, distances: Tensor, pull: Tensor) -> Tensor:
+    """How many columns of `projected`, coordinates along the axes and W, get two different answers."""
+    axes = pull.shape[1]
+    # max and min return the first best index, as argmax and argmin do, in a tenth of their time here.
+    chosen = (projected[axes:] + logits.index_select(1, labels)).max(0).indices
+    nearest = (distances.index_select(1, labels) - pull @ projected[:axes]).min(0).indices
+    return (chosen != nearest).sum()
+
+
+def _singular_vectors(means: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """M̄ (K, d), orthonormal rows (r, d) that span its rows, r ≤ min(K − 1, d), and its singular values (r,)."""
+    # The K×K eigenproblem of M̄M̄ᵀ, solved on the triangular factor of M̄ᵀ rather than on the product:
+    # the same cost, and small singular values keep twice the digits.
+    origin = means.mean(0)
+    centred = means - origin
+    frame, triangle = torch.linalg.qr(centred.T)
+    turn, strength, _ = torch.linalg.svd(triangle, full_matrices=False)
+    noise = torch.finfo(means.dtype).eps * max(means.shape) * (strength[0] + origin.norm())
+    rank = min(int((strength > noise).sum()), len(means) - 1)
+    return centred, (frame @ turn[:, :rank]).T, strength[:rank]
+
+
+def _squared_distances(points: Tensor) -> Tensor:
+    """‖p_i − p_j‖², shape (K, K), exactly 0 where two points agree to rounding."""
+    gram = points @ points.T
+    sizes = gram.diagonal()[:, None] + gram.diagonal()
+    squares = sizes - 2 * gram
+    rounding = 8 * torch.finfo(points.dtype).eps * sizes
+    return torch.where(squares > rounding, squares, torch.zeros_like(squares))
+
+
+def _distance_normalised_variance(centred: Tensor, variances: Tensor) -> float:
+    distances = _squared_distances(centred)
+    distances.fill_diagonal_(torch.inf)
+    ratios = (variances[:, None] + variances) / (2 * distances)
+    return float(ratios.sum() / (len(ratios) * (len(ratios) - 1)))
+
+
+def _norm_variation(rows: Tensor) -> float:
+    norms = torch.linalg.vector_norm(rows, dim=1)
+    return float(norms.std(correction=1) / norms.mean())
+
+
+def _angle_error(rows: Tensor) -> float:
+    unit = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    classes = len(rows)
+    errors = (unit @ unit.T + 1 / (classes - 1)).abs().fill_diagonal_(0)
+    return float(errors.sum() / (classes * (classes - 1)))
+
+
+def _simplex_error(matrix: Tensor) -> float:
+    """‖A/‖A‖ − (I − 11ᵀ/K)/√(K−1)‖ for a K×K matrix A; the second is a simplex ETF's, norm one."""
+    classes = len(matrix)
+    simplex = (torch.eye(classes).to(matrix) - 1 / classes) / (classes - 1) ** 0.5
+    return float((matrix / matrix.norm() - simplex).norm())
+
+
+def _class_sums(rows: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """The sum of each class's rows, (K, d) float64."""
+    sums = torch.zeros(classes, rows.shape[1], dtype=torch.float64, device=rows.device)
+    for part, here, wide in _chunks(rows, labels, sums.dtype):
+        sums.index_add_(0, here, wide.copy_(part))
+    return sums
+
+
+def _chunks(rows: Tensor, labels: Tensor, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """A few rows, their labels and memory of their shape at a time."""
+    size = max(256, (_CHUNK_NUMBERS_CUDA if rows.is_cuda else _CHUNK_NUMBERS) // rows.shape[1])
+    # One buffer throughout: fresh memory for each chunk would cost more than the sums.
+    buffer = torch.empty(min(size, len(rows)), rows.shape[1], dtype=dtype, device=rows.device)
+    for part, here in zip(torch.split(rows, size), torch.split(labels, size), strict=True):
+        yield part, here, buffer[: len(here)]
+
+
+# --- a picture -------------------------------------------------------------------------------------------
+
+
+class SimplexView(NamedTuple):
+    """Coordinates in the space of the centred class means; see `simplex_view`."""
+
+    points: NDArray[np.float64]
+    """The features, (N, K − 1)."""
+    means: NDArray[np.float64]
+    """Their class means, (K, K − 1); centred, of root mean square length 1."""
+    rows: NDArray[np.float64] | None
+    """The classifier's rows, (K, K − 1), centred and scaled likewise; None without a classifier."""
+
+
+def simplex_view(features: Array, labels: Array, weight: Array | None = None) -> SimplexView:
+    r"""Features, class means and classifier in the space of the centred class means.
+
+    For three classes this space is a plane, and the view a picture. With M̄ the centred class means (K×d) and E a
+    fixed simplex ETF in K − 1 dimensions, the axes are the orthonormal d×(K − 1) matrix Q that turns M̄Q as near
+    to E as a rotation can: Q = AB′ for the singular value decomposition M̄ᵀE = A S B′. So pictures of one network
+    at different times, or of different networks, can be laid side by side. Features are centred at μ_G and divided
+    by the root mean square length of M̄'s rows; W's rows are centred, projected by the same Q, and divided by their
+    own such length. What is left out of the picture is the spread outside the space of the means.
+
+    Parameters
+    ----------
+    features, labels, weight
+        As in `collapse`; d ≥ K − 1.
+
+    Returns
+    -------
+    SimplexView
+        After a full collapse points, means and rows of a class coincide, at the corners of a regular simplex of
+        radius 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `collapse`; also where d < K − 1 or all class means are equal.
+
+    References
+    ----------
+    Chapter 6.
+
+    Examples
+    --------
+    >>> from nclib.theory.closed_forms import simplex_etf
+    >>> frame = simplex_etf(3, dim=5, seed=1)
+    >>> view = simplex_view(7 * frame[[0, 1, 2, 2]] + 1, np.array([0, 1, 2, 2]), weight=frame)
+    >>> (view.means.round(3) + 0.0).tolist()
+    [[0.866, 0.5], [-0.866, 0.5], [0.0, -1.0]]
+    >>> bool(np.allclose(view.points, view.means[[0, 1, 2, 2]])), bool(np.allclose(view.rows, view.means))
+    (True, True)
+    """
+    from scipy.linalg import helmert
+
+    statistics, rows, _ = begun(features, labels, weight)
+    classes, means, classifier = statistics.classes, statistics.means, statistics.classifier
+    if means.shape[1] < classes - 1:
+        raise ValueError(
+            f"features has {means.shape[1]} columns: {classes} class means span {classes - 1} dimensions; "
+            "give features of at least as many"
         )
-        return _Vote(*(table.to(rows.dtype) for table in tables))
+    origin = means.mean(0)
+    centred = means - origin
+    size = centred.square().sum(1).mean().sqrt()
+    if not size > 0:
+        raise ValueError("features: all class means are equal, so there is no space of means to look at")
+    reference = torch.from_numpy(np.sqrt(classes / (classes - 1)) * helmert(classes).T).to(centred)
+    left, _, right = torch.linalg.svd(centred.T @ reference, full_matrices=False)
+    axes = left @ right
 
-    def disagreements(self, projected: Tensor, labels: Tensor) -> Tensor:
-        """How many of the rows with coordinates ``projected`` (k, n) get two different answers."""
-        # max and min return the first best index, as argmax and argmin do, in a tenth of their time here.
-        chosen = (self.weight @ projected + self.logits.index_select(1, labels)).max(0).indices
-        nearest = (self.distances.index_select(1, labels) - self.pull @ projected).min(0).indices
-        return (chosen != nearest).sum()
+    def seen(vectors: Tensor, scale: Tensor) -> NDArray[np.float64]:
+        coordinates: NDArray[np.float64] = (vectors @ axes / scale).numpy(force=True)
+        return coordinates
+
+    pointed = None
+    if classifier is not None:
+        turned = (classifier.weight - classifier.weight.mean(0)) @ axes
+        length = turned.square().sum(1).mean().sqrt()
+        pointed = (turned / length.clamp(min=torch.finfo(length.dtype).tiny)).numpy(force=True)
+    return SimplexView(seen(rows.double() - origin, size), seen(centred, size), pointed)
+
+
+# --- what goes in ----------------------------------------------------------------------------------------
+
+
+class Classifier(NamedTuple):
+    """A last layer, argmax(Wh + b), in float64: weight (K, d), bias (K,) or None for no bias."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def at(self, points: Tensor) -> Tensor:
+        """W p + b for the rows p of `points`, shape (K, n)."""
+        logits = self.weight @ points.T
+        return logits if self.bias is None else logits + self.bias[:, None]
+
+
+def begun(
+    features: Array, labels: Array, weight: Array | None = None, bias: Array | None = None
+) -> tuple[CollapseStatistics, Tensor, Tensor]:
+    """Everything checked: statistics after the first pass, features and labels as tensors."""
+    rows = _checked_features(features)
+    # Two even for a weight of one row, so that the error is about the weight.
+    numbers, classes = _checked_labels(labels, rows, None if weight is None else max(2, len(weight)))
+    statistics = CollapseStatistics(classes, weight, bias)
+    statistics.first_pass(rows, numbers)
+    return statistics, rows, numbers
+
+
+def _checked_features(features: Array) -> Tensor:
+    """The features as a (N, d) tensor, sharing the caller's memory."""
+    rows = _tensor(features)
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise ValueError(
+            f"features has shape {tuple(rows.shape)}: expected (N, d), a row of d numbers for each example; "
+            f"features.flatten(1) makes rows of images"
+        )
+    if not rows.is_floating_point():
+        raise TypeError(f"features holds {rows.dtype}: expected floating point; convert with features.float()")
+    return rows
+
+
+def _checked_labels(labels: Array, features: Tensor, classes: int | None) -> tuple[Tensor, int]:
+    """The labels as int64 where the features are, and K: as given, or the largest label plus one."""
+    numbers = _tensor(labels)
+    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+        raise TypeError(f"labels holds {numbers.dtype}: expected class numbers; convert with labels.long()")
+    if numbers.shape != features.shape[:1]:
+        raise ValueError(f"labels has shape {tuple(numbers.shape)}: expected ({len(features)},), one for each row")
+    numbers = numbers.to(features.device, torch.int64)
+    low, high = int(numbers.min()), int(numbers.max())
+    if low < 0 or (classes is not None and high >= classes):
+        expected = "0..K-1" if classes is None else f"0..{classes - 1} for {classes} classes"
+        raise ValueError(f"labels reaches from {low} to {high}: expected {expected}; renumber the classes")
+    classes = high + 1 if classes is None else classes
+    if classes < 2:
+        raise ValueError("labels has one class: collapse compares classes; give two or more, numbered 0..K-1")
+    return numbers, classes
+
+
+def _checked_classifier(
+    weight: Array | None, bias: Array | None, classes: int, features: Tensor
+) -> Classifier | None:
+    """The last layer in float64 where the features are, or None if no weight was given."""
+    if weight is None:
+        if bias is not None:
+            raise ValueError("bias was given without weight: expected both, or weight alone")
+        return None
+    matrix = _tensor(weight).to(features.device, torch.float64)
+    expected = (classes, features.shape[1])
+    if matrix.shape != expected:
+        hint = ""
+        if matrix.shape == (1, expected[1]) and classes == 2:
+            hint = "; a single output w is weight = cat([w, -w]) / 2 with bias = (1/2, 1/2)"
+        raise ValueError(f"weight has shape {tuple(matrix.shape)}: expected {expected}, a row for each class{hint}")
+    _require_finite(matrix, "weight")
+    if bias is None:
+        return Classifier(matrix, None)
+    vector = _tensor(bias).to(features.device, torch.float64)
+    if vector.shape != (classes,):
+        raise ValueError(f"bias has shape {tuple(vector.shape)}: expected ({classes},), a number for each class")
+    _require_finite(vector, "bias")
+    return Classifier(matrix, vector)
+
+
+def _require_finite(values: Tensor, name: str) -> None:
+    """Raise if `values`, the argument `name` or a sum over it, holds nan or infinity."""
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"{name} holds nan or infinity: expected finite numbers; has the network diverged?")
+
+
+def _tensor(values: Array) -> Tensor:
+    with warnings.catch_warnings():
+        # A read-only array (a memory map) is fine: nothing is written to it.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.as_tensor(values).detach()

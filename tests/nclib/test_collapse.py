@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nclib.collapse import CollapseStatistics, collapse
-from nclib.collapse.formulas import squared_distances
-from nclib.collapse.least_squares import Sample
-from nclib.collapse.scatter import CentredRows, class_means
+from nclib.collapse.split import mse_split
 
 BETWEEN_ROWS = ["nc1", "nc1_quotient", "cdnv", "nc2_norm_means", "nc2_angle_means", "nc2_etf_means"]
 OF_WEIGHTS = ["nc2_norm_weights", "nc2_angle_weights", "nc2_etf_weights", "nc3", "nc3_etf", "nc4"]
@@ -108,19 +106,31 @@ def reference(
         "nc3_etf": etf_distance(w @ centred.T),
         "nc4": float(np.mean(np.argmax(h @ w.T + b, axis=1) != np.argmin(distances, axis=1))),
     }
+    return found | reference_split(features, labels, weight, bias)
+
+
+def reference_split(
+    features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> dict[str, float]:
+    h, y, w = features.double().numpy(), labels.numpy(), weight.double().numpy()
+    n, classes = len(h), len(w)
+    b = np.zeros(classes) if bias is None else bias.double().numpy()
     inputs = h if bias is None else np.hstack([h, np.ones((n, 1))])
     one_hot = np.eye(classes)[y]
     best = inputs @ np.linalg.lstsq(inputs, one_hot, rcond=None)[0]
     best_means = np.stack([best[y == c].mean(0) for c in range(classes)])
     given = h @ w.T + b
-    found |= {
+    return {
         "mse": float(np.sum((given - one_hot) ** 2)) / (2 * n),
         "mse_ls": float(np.sum((best - one_hot) ** 2)) / (2 * n),
         "mse_ls_nc1": float(np.sum((best - best_means[y]) ** 2)) / (2 * n),
         "mse_ls_nc23": float(np.sum((best_means[y] - one_hot) ** 2)) / (2 * n),
         "mse_perp": float(np.sum((given - best) ** 2)) / (2 * n),
     }
-    return found
+
+
+def everything(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None = None) -> dict[str, float]:
+    return collapse(features, labels, weight, bias) | mse_split(features, labels, weight, bias)
 
 
 # --- the definitions -------------------------------------------------------------------------------------
@@ -131,7 +141,7 @@ def reference(
 def test_every_key_agrees_with_the_reference(n: int, d: int, classes: int, with_bias: bool) -> None:
     features, labels, weight, bias = sample(n=n, d=d, classes=classes, seed=n)
     arguments = (weight, bias) if with_bias else (weight,)
-    found = collapse(features, labels, *arguments)
+    found = everything(features, labels, *arguments)
     assert found == pytest.approx(reference(features, labels, *arguments), rel=1e-9, abs=1e-12)
 
 
@@ -140,16 +150,16 @@ def test_every_key_agrees_with_the_reference(n: int, d: int, classes: int, with_
 def test_narrow_types_agree_with_the_reference_on_the_same_numbers(dtype: torch.dtype, n: int) -> None:
     features, labels, weight, bias = sample(n=n, d=20, classes=5, dtype=dtype)
     expected = reference(features, labels, weight, bias)
-    assert collapse(features, labels, weight.float(), bias.float()) == pytest.approx(expected, rel=1e-6)
+    assert everything(features, labels, weight.float(), bias.float()) == pytest.approx(expected, rel=1e-6)
 
 
 def test_keys_are_those_that_the_arguments_allow() -> None:
     features, labels, weight, bias = sample()
     assert list(collapse(features, labels)) == BETWEEN_ROWS
-    every = BETWEEN_ROWS + OF_WEIGHTS + OF_LOSS
-    assert list(collapse(features, labels, weight)) == every
-    assert list(collapse(features, labels, weight, bias)) == every
-    assert all(type(value) is float for value in collapse(features, labels, weight, bias).values())
+    assert list(collapse(features, labels, weight)) == BETWEEN_ROWS + OF_WEIGHTS
+    assert list(collapse(features, labels, weight, bias)) == BETWEEN_ROWS + OF_WEIGHTS
+    assert list(mse_split(features, labels, weight)) == list(mse_split(features, labels, weight, bias)) == OF_LOSS
+    assert all(type(value) is float for value in everything(features, labels, weight, bias).values())
 
 
 def test_unequal_classes_by_hand() -> None:
@@ -169,7 +179,7 @@ def test_mse_keys_weigh_rows_equally_by_hand() -> None:
     features = torch.tensor([[-1.0], [1.0], *[[0.0]] * 8], dtype=torch.float64)
     labels = torch.tensor([0, 0, *[1] * 8])
     weight = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
-    found = collapse(features, labels, weight)
+    found = mse_split(features, labels, weight)
     assert found["mse"] == pytest.approx(((4 + 1) + (0 + 1) + 8) / 20, rel=1e-14)
     # Without a bias and with Σ h y = 0 the best W is 0: all error sits in the class means.
     assert found["mse_ls"] == pytest.approx(10 / 20, rel=1e-12)
@@ -181,7 +191,7 @@ def test_mse_keys_weigh_rows_equally_by_hand() -> None:
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_parts_of_the_mse_add_up(noise: float, with_bias: bool) -> None:
     features, labels, weight, bias = sample(noise=noise, n=300)
-    found = collapse(features, labels, weight, bias if with_bias else None)
+    found = mse_split(features, labels, weight, bias if with_bias else None)
     assert found["mse_ls"] == pytest.approx(found["mse_ls_nc1"] + found["mse_ls_nc23"], rel=1e-14)
     assert found["mse"] == pytest.approx(found["mse_ls"] + found["mse_perp"], rel=1e-11)
 
@@ -190,14 +200,14 @@ def test_mse_perp_is_zero_for_the_least_squares_classifier() -> None:
     features, labels, _, _ = sample(n=300)
     inputs = torch.cat([features, torch.ones(len(features), 1, dtype=torch.float64)], 1)
     best = torch.linalg.lstsq(inputs, torch.nn.functional.one_hot(labels).double()).solution.T
-    found = collapse(features, labels, best[:, :-1], best[:, -1])
+    found = mse_split(features, labels, best[:, :-1], best[:, -1])
     assert found["mse_perp"] <= 1e-25
     assert found["mse"] == pytest.approx(found["mse_ls"], rel=1e-12)
 
 
 def test_more_features_than_rows_can_be_fitted_exactly() -> None:
     features, labels, weight, bias = sample(n=30, d=60, classes=3)
-    found = collapse(features, labels, weight, bias)
+    found = mse_split(features, labels, weight, bias)
     assert found["mse_ls"] <= 1e-10
     assert found["mse_perp"] == pytest.approx(found["mse"], rel=1e-6)
 
@@ -205,28 +215,55 @@ def test_more_features_than_rows_can_be_fitted_exactly() -> None:
 def test_dead_features_change_nothing() -> None:
     features, labels, weight, bias = sample(n=300)
     dead = torch.zeros(len(features), 5, dtype=torch.float64)
-    expected = collapse(features, labels, weight, bias)
-    found = collapse(torch.cat([features, dead], 1), labels, torch.cat([weight, dead[:4]], 1), bias)
+    expected = everything(features, labels, weight, bias)
+    found = everything(torch.cat([features, dead], 1), labels, torch.cat([weight, dead[:4]], 1), bias)
     assert found == pytest.approx(expected, rel=1e-9)
 
 
 def test_repeated_features_change_nothing() -> None:
     features, labels, weight, bias = sample(n=300)
-    expected = reference(features, labels, weight, bias)
+    expected = mse_split(features, labels, weight, bias)
     again = torch.cat([features, features[:, :5]], 1)
-    found = collapse(again, labels, torch.cat([weight, torch.zeros(4, 5)], 1), bias)
-    for key in OF_LOSS:
-        assert found[key] == pytest.approx(expected[key], rel=1e-9)
+    found = mse_split(again, labels, torch.cat([weight, torch.zeros(4, 5)], 1), bias)
+    assert found == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_the_mse_split_does_not_mind_features_of_different_units(dtype: torch.dtype) -> None:
     features, labels, weight, bias = sample(n=300)
     units = 10.0 ** torch.arange(-6, 6, dtype=torch.float64)
-    found = collapse((features * units).to(dtype), labels, weight / units, bias)
-    expected = collapse(features, labels, weight, bias)
-    for key in OF_LOSS:
-        assert found[key] == pytest.approx(expected[key], rel=1e-9 if dtype == torch.float64 else 1e-4)
+    found = mse_split((features * units).to(dtype), labels, weight / units, bias)
+    expected = mse_split(features, labels, weight, bias)
+    assert found == pytest.approx(expected, rel=1e-9 if dtype == torch.float64 else 1e-4)
+
+
+def test_a_constant_feature_beside_a_bias_adds_nothing() -> None:
+    # All that the bias, or the feature in its place, can do is guess the shares 3/4 and 1/4: 1/2 (3/4 · 1/4) · 2.
+    features, labels = torch.full((4, 1), 0.1), torch.tensor([0, 0, 0, 1])
+    found = mse_split(features, labels, torch.zeros(2, 1), torch.zeros(2))
+    assert found["mse_ls"] == found["mse_ls_nc23"] == pytest.approx(0.1875, rel=1e-12)
+    assert found["mse_ls_nc1"] == pytest.approx(0, abs=1e-14)
+
+
+@settings(properties, max_examples=300)
+@given(seed=st.integers(0, 10**6))
+def test_the_split_is_that_of_numpys_least_squares_on_any_columns(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n, d, classes = int(rng.integers(5, 60)), int(rng.integers(1, 12)), int(rng.integers(2, 5))
+    # Whole numbers, so that a column that is a sum of others is so exactly, and the rank is beyond doubt.
+    h = (rng.integers(-50, 51, (n, d)) + rng.choice([0, 1, 100]) * rng.integers(-9, 10, d)).astype(float)
+    for column in range(d):  # some constant, dead, or a sum of others with or without a constant
+        kind = rng.integers(8)
+        if kind < 2:
+            h[:, column] = (0.1, 0)[kind]
+        elif kind < 4:
+            h[:, column] = h[:, :column].round() @ rng.integers(-1, 2, column) + 7 * (kind == 3)
+    features = torch.from_numpy(h).to((torch.float64, torch.float32)[seed % 2])
+    labels = torch.from_numpy(rng.permutation(np.arange(n) % classes))
+    weight, bias = torch.from_numpy(rng.normal(size=(classes, d))), torch.from_numpy(rng.normal(size=classes))
+    arguments = (weight, bias) if rng.integers(2) else (weight,)
+    expected = reference_split(features, labels, *arguments)
+    assert mse_split(features, labels, *arguments) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 # --- analytic anchors ------------------------------------------------------------------------------------
@@ -240,7 +277,7 @@ def test_a_perfect_simplex_reads_zero(classes: int) -> None:
     # W is parallel to the centred means and fits the targets with b = 1/K.
     weight = means * ((classes - 1) / classes)
     bias = 1 / classes - weight @ offset
-    found = collapse(means[labels] + offset, labels, weight, bias)
+    found = everything(means[labels] + offset, labels, weight, bias)
     assert set(found) == {*BETWEEN_ROWS, *OF_WEIGHTS, *OF_LOSS}
     assert {key: value for key, value in found.items() if not value <= 1e-12} == {}
 
@@ -263,8 +300,8 @@ def rotation(d: int, seed: int) -> Tensor:
 def test_rotating_features_and_classifier_changes_nothing(seed: int) -> None:
     features, labels, weight, bias = sample(seed=seed)
     turn = rotation(12, seed)
-    found = collapse(features @ turn, labels, weight @ turn, bias)
-    assert found == pytest.approx(collapse(features, labels, weight, bias), rel=1e-9)
+    found = everything(features @ turn, labels, weight @ turn, bias)
+    assert found == pytest.approx(everything(features, labels, weight, bias), rel=1e-9)
 
 
 @properties
@@ -272,8 +309,8 @@ def test_rotating_features_and_classifier_changes_nothing(seed: int) -> None:
 def test_scaling_features_against_the_classifier_changes_nothing(seed: int, exponent: float) -> None:
     features, labels, weight, bias = sample(seed=seed)
     scale = 10.0**exponent
-    found = collapse(features * scale, labels, weight / scale, bias)
-    assert found == pytest.approx(collapse(features, labels, weight, bias), rel=1e-9)
+    found = everything(features * scale, labels, weight / scale, bias)
+    assert found == pytest.approx(everything(features, labels, weight, bias), rel=1e-9)
 
 
 @properties
@@ -289,8 +326,8 @@ def test_scaling_float32_features_changes_nothing(seed: int, exponent: int) -> N
 def test_translating_features_changes_nothing(seed: int, exponent: float) -> None:
     features, labels, weight, bias = sample(seed=seed)
     offset = 10.0**exponent * torch.linspace(-1, 1, 12, dtype=torch.float64)
-    found = collapse(features + offset, labels, weight, bias - weight @ offset)
-    assert found == pytest.approx(collapse(features, labels, weight, bias), rel=1e-8)
+    found = everything(features + offset, labels, weight, bias - weight @ offset)
+    assert found == pytest.approx(everything(features, labels, weight, bias), rel=1e-8)
 
 
 @properties
@@ -301,8 +338,8 @@ def test_the_order_of_rows_and_the_names_of_classes_do_not_matter(seed: int) -> 
     rows = torch.randperm(len(features), generator=random)
     name = torch.randperm(4, generator=random)
     old = torch.argsort(name)
-    found = collapse(features[rows], name[labels[rows]], weight[old], bias[old])
-    assert found == pytest.approx(collapse(features, labels, weight, bias), rel=1e-10)
+    found = everything(features[rows], name[labels[rows]], weight[old], bias[old])
+    assert found == pytest.approx(everything(features, labels, weight, bias), rel=1e-10)
 
 
 # --- traps seen in published code ------------------------------------------------------------------------
@@ -337,7 +374,7 @@ def test_trap_cancellation_in_the_mse_of_a_deep_collapse() -> None:
     labels = torch.arange(4000) % 10
     features = simplex(10, 64)[labels] + torch.randn(4000, 64, generator=random, dtype=torch.float64) * 1e-6
     weight = simplex(10, 64) * 0.9
-    found = collapse(features.float(), labels, weight, torch.full((10,), 0.1))
+    found = mse_split(features.float(), labels, weight, torch.full((10,), 0.1))
     # For a simplex with isotropic noise G has K − 1 equal eigenvalues g and mse_ls = (1 − 1/K)/(1 + g)/2.
     g = 1 / (9 * 1e-12)
     assert found["mse_ls"] == pytest.approx(0.45 / g, rel=0.05)
@@ -361,7 +398,7 @@ def test_trap_pseudo_inverse_rank_is_at_most_k_minus_one() -> None:
 def test_trap_more_classes_than_features(classes: int, d: int) -> None:
     features, labels, weight, bias = sample(n=500, d=d, classes=classes)
     expected = reference(features, labels, weight, bias)
-    assert collapse(features, labels, weight, bias) == pytest.approx(expected, rel=1e-8)
+    assert everything(features, labels, weight, bias) == pytest.approx(expected, rel=1e-8)
 
 
 def test_trap_many_classes_and_wide_features() -> None:
@@ -413,7 +450,7 @@ def test_trap_nc3_centres_the_means() -> None:
 def test_trap_the_number_of_classes_is_read_from_the_labels(classes: int) -> None:
     features, labels, weight, bias = sample(n=200, d=30, classes=classes)
     expected = reference(features, labels, weight, bias)
-    assert collapse(features, labels, weight, bias) == pytest.approx(expected, rel=1e-8)
+    assert everything(features, labels, weight, bias) == pytest.approx(expected, rel=1e-8)
 
 
 def test_trap_unequal_classes_weigh_equally_in_the_between_class_part() -> None:
@@ -431,127 +468,21 @@ def test_trap_a_collapsed_classifier_with_one_hot_targets_has_logits_at_the_mean
     means, labels = simplex(classes, 8), torch.arange(classes).repeat(4)
     weight, bias = means * (classes - 1) / classes, torch.full((classes,), 1 / classes)
     logits_at_mean = weight @ means.mean(0) + bias
-    found = collapse(means[labels], labels, weight, bias)
+    found = everything(means[labels], labels, weight, bias)
     assert float(logits_at_mean.norm()) == pytest.approx(1 / classes**0.5)
     assert max(found.values()) <= 1e-12
-
-
-# --- the fast path of the least-squares part -------------------------------------------------------------
-
-
-@pytest.mark.parametrize("noise", [1.0, 1e-4])
-@pytest.mark.parametrize("with_bias", [True, False])
-@pytest.mark.parametrize("shape", ["even", "uneven", "rectified", "dead", "far"])
-def test_krylov_passes_agree_with_forming_the_scatter(
-    noise: float, with_bias: bool, shape: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    features, labels, weight, bias = sample(n=8000, d=256, classes=6, noise=noise, dtype=torch.float32)
-    if shape == "uneven":
-        features *= torch.logspace(-2, 1, 256)
-    elif shape == "rectified":
-        features.relu_()
-    elif shape == "dead":
-        features[:, ::5] = 0
-    elif shape == "far":
-        features += 100
-    arguments = (weight, bias) if with_bias else (weight,)
-    formed = count_full_scatters(monkeypatch)
-    fast = collapse(features, labels, *arguments)
-    assert formed == []
-    slow = collapse(features.double(), labels, *arguments)
-    assert fast == pytest.approx(slow, rel=1e-3)
-    assert fast["mse"] == pytest.approx(fast["mse_ls"] + fast["mse_perp"], rel=1e-9)
-
-
-def test_krylov_passes_resolve_a_small_deviation_from_least_squares(monkeypatch: pytest.MonkeyPatch) -> None:
-    features, labels, _, _ = sample(n=8000, d=256, classes=6, dtype=torch.float32)
-    inputs = torch.cat([features.double(), torch.ones(8000, 1, dtype=torch.float64)], 1)
-    best = torch.linalg.lstsq(inputs, torch.nn.functional.one_hot(labels).double()).solution.T
-    weight, bias = best[:, :-1] + 1e-5 * torch.linspace(-1, 1, 256), best[:, -1]
-    formed = count_full_scatters(monkeypatch)
-    found = collapse(features, labels, weight, bias)
-    assert formed == []
-    expected = collapse(features.double(), labels, weight, bias)
-    assert 1e-7 < expected["mse_perp"] / expected["mse_ls"] < 1e-4
-    assert found["mse_perp"] == pytest.approx(expected["mse_perp"], rel=0.01)
-
-
-def rotated(features: Tensor) -> Tensor:
-    return (features.double() @ rotation(features.shape[1], 1)).float()
-
-
-def test_an_ill_conditioned_scatter_is_formed_and_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    features, labels, weight, bias = sample(n=4000, d=256, classes=4, dtype=torch.float32)
-    # Half the directions are nearly silent, and only there do classes 0 and 1 differ.
-    features[:, 128:] *= 1e-3
-    features[labels == 1, :128] += (features[labels == 0].mean(0) - features[labels == 1].mean(0))[:128]
-    features = rotated(features)
-    formed = count_full_scatters(monkeypatch)
-    found = collapse(features, labels, weight, bias)
-    assert len(formed) == 1
-    assert found == pytest.approx(reference(features, labels, weight, bias), rel=1e-5)
-
-
-def test_a_telling_feature_that_the_sample_misses_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    features, labels, weight, bias = sample(n=4000, d=256, classes=4, dtype=torch.float32)
-    # A feature that tells the classes apart, without noise in every third row: those the sample takes.
-    features[:, 7] = labels.float()
-    for label in range(4):
-        others = torch.nonzero((labels == label) & (torch.arange(4000) % 3 > 0)).flatten()
-        features[others[: len(others) // 2 * 2], 7] += torch.tensor([0.1, -0.1]).repeat(len(others) // 2)
-    formed = count_full_scatters(monkeypatch)
-    found = collapse(features, labels, weight, bias)
-    assert len(formed) == 1
-    assert found == pytest.approx(reference(features, labels, weight, bias), rel=1e-5)
-
-
-@properties
-@given(seed=st.integers(0, 10**6), decay=st.floats(0, 1.5))
-def test_the_proved_bound_holds(seed: int, decay: float) -> None:
-    features, labels, _, _ = sample(n=3000, d=256, classes=5, seed=seed, dtype=torch.float32)
-    features = rotated(features * torch.arange(1, 257) ** -decay)
-    counts = torch.bincount(labels).double()
-    means = class_means(features, labels, counts)
-    rows = CentredRows(features, labels, counts, means, torch.float32)
-    guess = Sample.of(rows)
-    if guess is None:
-        return
-    signal = (means - counts @ means / counts.sum()).T * (counts / counts.sum()).sqrt()
-    signal = signal[:, 1:]
-    basis = torch.linalg.qr(signal).Q.T
-    scatter = rows.wide().scatter()
-    solution = torch.linalg.solve(basis @ scatter @ basis.T, basis @ signal)
-    found = (basis @ signal).T @ solution
-    truth = signal.T @ torch.linalg.solve(scatter, signal)
-    root = torch.linalg.cholesky(torch.eye(4, dtype=torch.float64) + found)
-    missing = torch.linalg.solve_triangular(root, truth - found, upper=False)
-    missing = torch.linalg.solve_triangular(root, missing.T, upper=False)
-    error = float(torch.linalg.eigvalsh(missing)[-1])
-    assert 0 < error <= guess.bound(signal - scatter @ basis.T @ solution, found)
-
-
-def count_full_scatters(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    formed: list[int] = []
-    original = CentredRows.scatter
-
-    def counting(self: CentredRows) -> Tensor:
-        if self.dtype == torch.float64:
-            formed.append(len(self.labels))
-        return original(self)
-
-    monkeypatch.setattr(CentredRows, "scatter", counting)
-    return formed
 
 
 # --- batches ---------------------------------------------------------------------------------------------
 
 
-def in_batches(features: Tensor, labels: Tensor, cuts: list[int], classes: int = 4) -> CollapseStatistics:
-    statistics = CollapseStatistics(classes)
-    for x, y in zip(features.tensor_split(cuts), labels.tensor_split(cuts), strict=True):
-        if len(y):
-            statistics.update(x, y)
-    return statistics
+def in_batches(features: Tensor, labels: Tensor, cuts: list[int], *layer: Tensor) -> dict[str, float]:
+    statistics = CollapseStatistics(int(labels.max()) + 1, *layer)
+    for read in (statistics.first_pass, statistics.second_pass):
+        for x, y in zip(features.tensor_split(cuts), labels.tensor_split(cuts), strict=True):
+            if len(y):
+                read(x, y)
+    return statistics.result()
 
 
 @properties
@@ -559,56 +490,29 @@ def in_batches(features: Tensor, labels: Tensor, cuts: list[int], classes: int =
 def test_batches_give_what_the_whole_gives_however_it_is_split(seed: int, cuts: list[int]) -> None:
     features, labels, weight, bias = sample(seed=seed)
     order = torch.randperm(200, generator=torch.Generator().manual_seed(seed))
-    statistics = in_batches(features[order], labels[order], cuts)
-    expected = collapse(features, labels, weight, bias)
-    disagreements = sum(statistics.disagreements(x, weight, bias) for x in features.tensor_split(cuts) if len(x))
-    assert disagreements / 200 == expected.pop("nc4")
-    assert statistics.result(weight, bias) == pytest.approx(expected, rel=1e-9)
-    assert statistics.counts.tolist() == torch.bincount(labels).tolist()
+    found = in_batches(features[order], labels[order], cuts, weight, bias)
+    assert found == pytest.approx(collapse(features, labels, weight, bias), rel=1e-9)
 
 
-@properties
-@given(seed=st.integers(0, 10**6), cut=st.integers(1, 199), swap=st.booleans())
-def test_merging_two_halves_gives_the_whole(seed: int, cut: int, swap: bool) -> None:
-    features, labels, weight, bias = sample(seed=seed)
-    halves = [in_batches(features[:cut], labels[:cut], []), in_batches(features[cut:], labels[cut:], [])]
-    first, second = halves[::-1] if swap else halves
-    untouched = second.counts
-    first.merge(second)
-    expected = in_batches(features, labels, []).result(weight, bias)
-    assert first.result(weight, bias) == pytest.approx(expected, rel=1e-9)
-    assert second.counts.equal(untouched)
-
-
-def test_merging_nothing_and_merging_into_nothing() -> None:
-    features, labels, weight, _ = sample()
-    full, empty = in_batches(features, labels, [50]), CollapseStatistics(4)
-    expected = full.result(weight)
-    full.merge(CollapseStatistics(4))
-    assert full.result(weight) == expected
-    empty.merge(full)
-    assert empty.result(weight) == pytest.approx(expected, rel=1e-12)
-    empty.update(features, labels)
-    assert full.result(weight) == expected, "the merged state must not share memory"
-
-
-def test_merging_a_state_with_itself_changes_no_metric() -> None:
-    features, labels, weight, bias = sample()
-    statistics = in_batches(features, labels, [70])
-    expected = statistics.result(weight, bias)
-    statistics.merge(statistics)
-    assert statistics.result(weight, bias) == pytest.approx(expected, rel=1e-12)
-    assert int(statistics.counts.sum()) == 400
-
-
-def test_batches_keep_a_deep_collapse() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_batches_keep_a_deep_collapse(dtype: torch.dtype) -> None:
     random = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 10, (5000,), generator=random)
     features = (3 + simplex(10, 32))[labels] + 4e-6 * torch.randn(5000, 32, generator=random).double()
     features = features.float()
-    found = in_batches(features, labels, list(range(64, 5000, 64)), classes=10).result()
+    found = in_batches(features.to(dtype), labels, list(range(64, 5000, 64)))
     assert found["nc1"] < 1e-9
     assert found == pytest.approx(collapse(features.double(), labels), rel=1e-6)
+
+
+def test_batches_of_different_types_are_measured_in_the_wider_one() -> None:
+    features, labels, _, _ = sample()
+    features[100:] = features[100:].float().double()
+    statistics = CollapseStatistics(4)
+    for read in (statistics.first_pass, statistics.second_pass):
+        read(features[:100], labels[:100])
+        read(features[100:].float(), labels[100:])
+    assert statistics.result() == pytest.approx(collapse(features, labels), rel=1e-12)
 
 
 # --- what goes in ----------------------------------------------------------------------------------------
@@ -616,37 +520,37 @@ def test_batches_keep_a_deep_collapse() -> None:
 
 def test_arrays_views_and_parameters_are_accepted_and_left_alone() -> None:
     features, labels, weight, bias = sample()
-    expected = collapse(features, labels, weight, bias)
+    expected = everything(features, labels, weight, bias)
     read_only = features.numpy().copy()
     read_only.flags.writeable = False
-    assert collapse(read_only, labels.numpy().astype(np.uint8), weight.numpy(), bias.numpy()) == expected
+    assert everything(read_only, labels.numpy().astype(np.uint8), weight.numpy(), bias.numpy()) == expected
     transposed = features.T.contiguous().T
     parameter = torch.nn.Parameter(weight)
-    found = collapse(transposed.requires_grad_(), labels.int(), parameter, bias)
+    found = everything(transposed.requires_grad_(), labels.int(), parameter, bias)
     assert found == pytest.approx(expected, rel=1e-12)
     strided = torch.zeros(400, 24, dtype=torch.float64)
     strided[::2, ::2] = features
-    assert collapse(strided[::2, ::2], labels, weight, bias) == pytest.approx(expected, rel=1e-12)
+    assert everything(strided[::2, ::2], labels, weight, bias) == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_single_output_as_a_classifier_of_two_classes() -> None:
     features, labels, weight, _ = sample(classes=2)
     w = weight[:1]
-    found = collapse(features, labels, torch.cat([w, -w]) / 2, torch.tensor([0.5, 0.5]))
+    found = mse_split(features, labels, torch.cat([w, -w]) / 2, torch.tensor([0.5, 0.5]))
     sign = 1.0 - 2 * labels
     assert found["mse"] == pytest.approx(float(((features @ w[0] - sign) ** 2).mean() / 4), rel=1e-12)
 
 
 def test_equal_class_means_give_nan_not_a_perfect_collapse() -> None:
     features = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
-    found = collapse(features, torch.tensor([0, 0, 1, 1]), torch.eye(2))
+    found = everything(features, torch.tensor([0, 0, 1, 1]), torch.eye(2))
     assert np.isnan(found["nc1"])
     assert found["cdnv"] == found["nc1_quotient"] == float("inf")
     assert found["mse"] == pytest.approx(found["mse_ls"] + found["mse_perp"])
 
 
 def test_dead_network_gives_nan_without_an_error() -> None:
-    found = collapse(torch.zeros(6, 3), torch.tensor([0, 1, 2] * 2), torch.zeros(3, 3), torch.zeros(3))
+    found = everything(torch.zeros(6, 3), torch.tensor([0, 1, 2] * 2), torch.zeros(3, 3), torch.zeros(3))
     assert np.isnan([found[key] for key in ("nc1", "nc1_quotient", "cdnv", "nc2_norm_means", "nc3")]).all()
     assert found["mse"] == pytest.approx(0.5)
     assert found["mse_ls"] == pytest.approx((1 - 1 / 3) / 2)
@@ -659,12 +563,22 @@ def test_huge_float32_outliers_do_not_overflow() -> None:
     assert collapse(features, labels)["nc1_quotient"] == pytest.approx(expected["nc1_quotient"], rel=1e-6)
 
 
-def test_squared_distances_of_equal_points_are_zero() -> None:
-    points = torch.full((3, 5), 0.1, dtype=torch.float64)
-    points[2] += 1e-3
-    found = squared_distances(points)
-    assert found[0, 1] == 0
-    assert float(found[0, 2]) == pytest.approx(5e-6, rel=1e-9)
+def test_huge_float32_outliers_that_cancel_in_the_mean_do_not_overflow() -> None:
+    features, labels, weight, bias = sample(dtype=torch.float32)
+    first, second = torch.nonzero(labels == 2).flatten()[:2]
+    features[first, 0], features[second, 0] = 1e25, -1e25
+    expected = reference(features, labels, weight, bias)
+    for found in (collapse(features, labels, weight, bias), in_batches(features, labels, [70], weight, bias)):
+        for key in ("nc1_quotient", "cdnv", "nc4"):
+            assert found[key] == pytest.approx(expected[key], rel=1e-6)
+
+
+def test_class_means_that_differ_by_rounding_alone_count_as_equal() -> None:
+    labels = torch.tensor([0] * 7 + [1] * 3 + [2] * 5)
+    features = torch.full((15, 5), 0.1, dtype=torch.float64)
+    features[labels == 2] += 1e-3
+    features[-1] += 1e-5
+    assert collapse(features, labels)["cdnv"] == float("inf")
 
 
 ERRORS = {
@@ -730,26 +644,37 @@ def test_statistics_name_bad_input_and_keep_their_state() -> None:
     features, labels, weight, bias = sample()
     with pytest.raises(ValueError, match="classes=1"):
         CollapseStatistics(1)
-    statistics = CollapseStatistics(4)
-    with pytest.raises(ValueError, match="labels has no row of class 0"):
+    with pytest.raises(ValueError, match=r"weight has shape \(4, 5\): expected \(4, 12\)"):
+        CollapseStatistics(4, weight[:, :5]).first_pass(features, labels)
+    statistics = CollapseStatistics(4, weight, bias)
+    with pytest.raises(ValueError, match="second_pass has seen 0 rows"):
         statistics.result()
     with pytest.raises(ValueError, match="labels has no row of class 0"):
-        statistics.disagreements(features, weight)
-    statistics.update(features, labels)
-    before = statistics.result(weight, bias)
-    with pytest.raises(ValueError, match="features has 5 columns: expected 12"):
-        statistics.update(features[:, :5], labels)
-    with pytest.raises(ValueError, match=r"labels reaches from 4 to 4: expected 0\.\.3 for 4 classes"):
-        statistics.update(features[:1], torch.tensor([4]))
-    with pytest.raises(ValueError, match="features holds nan"):
-        statistics.update(features[:1] * torch.nan, labels[:1])
-    with pytest.raises(ValueError, match="other has 3 classes: expected 4"):
-        statistics.merge(CollapseStatistics(3))
-    other = CollapseStatistics(4)
-    other.update(features[:, :5], labels)
-    with pytest.raises(ValueError, match="features has 5 columns: expected 12"):
-        statistics.merge(other)
-    assert statistics.result(weight, bias) == before
+        statistics.second_pass(features, labels)
+    statistics.first_pass(features[:150], labels[:150])
+    for read in (statistics.first_pass, statistics.second_pass):
+        read(features[150:], labels[150:])
+        with pytest.raises(ValueError, match="features has 5 columns: expected 12"):
+            read(features[:, :5], labels)
+        with pytest.raises(ValueError, match=r"labels reaches from 4 to 4: expected 0\.\.3 for 4 classes"):
+            read(features[:1], torch.tensor([4]))
+    with pytest.raises(ValueError, match="first_pass after second_pass: expected all batches before"):
+        statistics.first_pass(features, labels)
+    with pytest.raises(ValueError, match="second_pass has seen 50 rows: expected the same 200"):
+        statistics.result()
+    statistics.second_pass(features[:150], labels[:150])
+    assert statistics.result() == pytest.approx(collapse(features, labels, weight, bias), rel=1e-12)
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_a_batch_with_nan_or_infinity_leaves_no_trace(broken: float) -> None:
+    features, labels, _, _ = sample()
+    statistics = CollapseStatistics(4)
+    for read in (statistics.first_pass, statistics.second_pass):
+        read(features, labels)
+        with pytest.raises(ValueError, match="features holds nan"):
+            read(features[:1] * broken, labels[:1])
+    assert statistics.result() == collapse(features, labels)
 
 
 # --- memory ----------------------------------------------------------------------------------------------
@@ -768,8 +693,6 @@ labels = torch.arange(60_000) % 10
 features[:, 0] += labels
 weight = torch.randn(10, 512)
 before = status("VmHWM")
-collapse(features, labels, weight, torch.zeros(10))
-features[:, 1] = features[:, 0]  # singular: the d×d scatter must be formed
 collapse(features, labels, weight, torch.zeros(10))
 print(status("VmHWM") - before)
 """
