@@ -61,13 +61,15 @@ def test_a_process_killed_between_write_and_rename_leaves_the_old_file(tmp_path:
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_a_write_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def fail(handle: int) -> None:
         raise error
 
     files.write(tmp_path / "a.txt", "old")
-    with monkeypatch.context() as patch, pytest.raises(type(error)):
-        patch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(type(error)):
         files.write(tmp_path / "a.txt", "new")
     assert os.listdir(tmp_path) == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "old"

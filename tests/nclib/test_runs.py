@@ -129,7 +129,7 @@ def test_the_version_covers_the_code_that_training_uses(monkeypatch: pytest.Monk
     modules = set(disk._modules())
     networks = {f"networks.{name}" for name in ("calibration", "folding", "layers", "models")}
     training = {f"training.{name}" for name in ("ensemble", "measure", "optim", "session", "stacked")}
-    assert networks | training | {"collapse", "collapse.formulas", "data.subsets"} <= modules
+    assert networks | training | {"collapse", "collapse.formulas", "data.raw"} <= modules
     assert not {"claims", "data", "plots", "training.runs"} & modules
     before = disk.code_version.__wrapped__()
     monkeypatch.setattr(disk, "_ROOTS", ("training.session",))
