@@ -6,10 +6,9 @@ Chapters do ``import nclib as nc`` and need nothing else.
 from .book.claims import ClaimFailed, chapter, claim, claims_table
 from .book.explore import Explorable, explore_curves, explore_flow, replay
 from .book.plots import lines, panels, style
-from .book.results import Result, result, save_result
+from .book.results import result
 from .collapse import CollapseStatistics, collapse, simplex_view
 from .data import Data, data, from_arrays
-from .experiments import binary_experiment, published_norm
 from .networks.calibration import calibrate
 from .networks.folding import fold
 from .networks.gradients import per_sample_gradients
@@ -26,7 +25,6 @@ from .networks.norms import (
     stable_rank,
 )
 from .scale import base_seed, device, device_name, scale, scale_name, seeds
-from .sweeps import SweepFailed, sweep
 from .theory.bounds import MarginBound, margin_bound, margin_bound_over_grid, patch_radius, rademacher_bound
 from .theory.closed_forms import (
     balanced_penalty,
@@ -60,14 +58,11 @@ __all__ = [
     "Explorable",
     "Flow",
     "MarginBound",
-    "Result",
     "Runs",
     "Steps",
-    "SweepFailed",
     "balance",
     "balanced_penalty",
     "base_seed",
-    "binary_experiment",
     "calibrate",
     "chapter",
     "claim",
@@ -105,7 +100,6 @@ __all__ = [
     "patch_radius",
     "per_sample_gradients",
     "project_",
-    "published_norm",
     "rademacher_ascent",
     "rademacher_bound",
     "rademacher_exact",
@@ -114,7 +108,6 @@ __all__ = [
     "result",
     "rho",
     "ridge",
-    "save_result",
     "scale",
     "scale_name",
     "seeds",
@@ -124,7 +117,6 @@ __all__ = [
     "stable_rank",
     "step_by_step",
     "style",
-    "sweep",
     "tangent_kernel",
     "train",
     "ufm_descent",
