@@ -164,10 +164,8 @@ def _download(source: Source, folder: Path, verify: bool, ready: Callable[[], bo
 
 def _fetch(store: Any, file: str) -> None:
     url = store.base_url + file
-    if audience() == "log":
-        print(f"downloading {file} to {store.path}", flush=True)
     try:
-        store.fetch(file, downloader=_http(file))
+        store.fetch(file, downloader=_receive)
     except ValueError as error:  # pooch's word for a wrong checksum
         raise ValueError(
             f"{url}: the server sends a file whose md5 is not the official one ({TRIES} attempts); put the "
@@ -184,15 +182,18 @@ def _fetch(store: Any, file: str) -> None:
         _unpack(Path(store.path, file))
 
 
-def _http(file: str) -> Any:
-    """What pooch downloads with: a bar on stdout where somebody looks, and a .gz that arrives as a .gz."""
+def _receive(url: str, target: Any, store: Any) -> None:
+    """What pooch downloads with: words on stdout where somebody reads them, and a .gz that arrives as a .gz."""
     import pooch
     from tqdm import tqdm
 
-    seen = audience() == "person"
-    bar = tqdm(total=1, desc=file, unit="B", unit_scale=True, file=sys.stdout, disable=not seen)
+    file, watched = url.rsplit("/", 1)[1], audience()
+    if watched == "log":
+        print(f"downloading {file} to {store.path}", flush=True)
+    shown = {"desc": file, "unit": "B", "unit_scale": True, "file": sys.stdout, "disable": watched != "person"}
     headers = {"Accept-Encoding": "identity"}
-    return pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 16, timeout=TIMEOUT, headers=headers)
+    with tqdm(total=1, **shown) as bar:
+        pooch.HTTPDownloader(bar, chunk_size=1 << 16, timeout=TIMEOUT, headers=headers)(url, target, store)
 
 
 @contextlib.contextmanager

@@ -258,10 +258,12 @@ def test_lasting_corruption_is_an_error_and_leaves_nothing(world, tmp_path):
     assert data("mnist", unit_norm=False, verify=False).x.max() == 0
 
 
-def test_a_damaged_file_in_the_cache_is_replaced(world, tmp_path):
+def test_a_damaged_file_in_the_cache_is_replaced(world, tmp_path, capfd):
     data("mnist")
     (tmp_path / "cache" / "mnist" / FIRST).write_bytes(b"half")
+    capfd.readouterr()
     data("mnist")
+    assert capfd.readouterr().out == f"downloading {FIRST} to {tmp_path / 'cache' / 'mnist'}\n"
     assert (tmp_path / "cache" / "mnist" / FIRST).read_bytes() == mnist_files()[FIRST]
     assert len(world.requests) == 5
 
