@@ -5,17 +5,15 @@ Chapters do ``import nclib as nc`` and need nothing else.
 
 from .book.claims import ClaimFailed, chapter, claim, claims_table
 from .book.explore import Explorable, explore_curves, explore_flow, replay
-from .book.plots import confidence_interval, lines, panels, style
-from .book.results import Result, result, save_result
+from .book.plots import confidence_interval, lines, panels
+from .book.results import result
 from .collapse import CollapseStatistics, collapse, simplex_view
 from .collapse.split import mse_split
 from .data import Data, data, from_arrays
-from .experiments import binary_experiment, published_norm
 from .networks.models import convnet, mlp, resnet18
 from .networks.normalisation import calibrate, fold
 from .networks.readings import balance, last_layer, low_rank_distance, margins, per_sample_gradients, rho
 from .scale import base_seed, device, device_name, scale, scale_name, seeds
-from .sweeps import SweepFailed, sweep
 from .theory.bounds import (
     margin_bound,
     margin_bound_over_grid,
@@ -50,13 +48,10 @@ __all__ = [
     "CollapseStatistics",
     "Data",
     "Explorable",
-    "Result",
     "Runs",
     "Steps",
-    "SweepFailed",
     "balance",
     "base_seed",
-    "binary_experiment",
     "calibrate",
     "chapter",
     "claim",
@@ -91,7 +86,6 @@ __all__ = [
     "panels",
     "patch_radius",
     "per_sample_gradients",
-    "published_norm",
     "rademacher_ascent",
     "rademacher_bound",
     "rademacher_exact",
@@ -100,7 +94,6 @@ __all__ = [
     "result",
     "rho",
     "ridge",
-    "save_result",
     "scale",
     "scale_name",
     "seeds",
@@ -108,8 +101,6 @@ __all__ = [
     "simplex_etf",
     "simplex_view",
     "step_by_step",
-    "style",
-    "sweep",
     "tangent_kernel",
     "train",
     "ufm_descent",

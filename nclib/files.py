@@ -19,7 +19,12 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 def write(file: Path, content: bytes | str) -> None:
     """Write aside, force to disk, rename: whoever reads finds the old file or the new one, never half of one.
 
-    The folder is made if need be.  Raises OSError where the disk refuses; nothing is left behind then.
+    The folder is made if need be.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses; nothing is left behind then.
 
     Examples
     --------
@@ -37,7 +42,7 @@ def write(file: Path, content: bytes | str) -> None:
             out.flush()
             os.fsync(out.fileno())
         os.replace(aside, file)
-    except OSError:
+    except BaseException:
         with contextlib.suppress(OSError):
             aside.unlink()
         raise
@@ -50,7 +55,12 @@ def write(file: Path, content: bytes | str) -> None:
 
 
 def canonical(value: Any) -> str:
-    """What JSON knows as text, whatever the order of the keys; raises TypeError for anything else.
+    """What JSON knows as text, whatever the order of the keys.
+
+    Raises
+    ------
+    TypeError
+        For anything else.
 
     Examples
     --------
@@ -93,7 +103,7 @@ def lock(file: Path, *, waiting: str = "") -> Iterator[bool]:
     """
     from filelock import FileLock, Timeout
 
-    held = FileLock(file)
+    held = FileLock(file, fallback_to_soft=False)  # a soft lock would outlive its process
     try:
         try:
             held.acquire(blocking=False)

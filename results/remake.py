@@ -1,9 +1,10 @@
 """Computes the stored results of the book: ``make full``, or ``python results/remake.py [--size cpu] [part …]``.
 
-Every part is a list of independent jobs; each job is one call of `nclib.train`.  Finished jobs are kept in
-``results/.jobs`` and never run again, and one that was cut off goes on where it was: the command can be stopped and
-given again at any time.  With ``--jobs N`` the jobs go to N processes, with ``--dask ADDRESS`` to the workers of a
-Dask cluster, which share this folder.
+Every part is a list of independent jobs; each job is one call of `nclib.train`.  Training is kept where
+``NCLIB_RUNS`` says, by default in ``results/.runs``: a finished job is loaded, not run again, unless its data, its
+configuration or the package's code has changed, and one that was cut off goes on where it was.  So the command can
+be stopped and given again at any time.  With ``--jobs N`` the jobs go to N processes, with ``--dask ADDRESS`` to
+the workers of a Dask cluster, which have `nclib` installed and share the folder of runs.
 
 Three sizes: ``full`` is the experiment as published, for a GPU; ``cpu`` is the part of it that two cores do in some
 hours; ``check`` means nothing and is over in a minute, to see that all works here before the long run begins
@@ -14,16 +15,29 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import logging
+import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pandas as pd
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import nclib as nc  # noqa: E402
+from nclib import files  # noqa: E402
+from nclib.book.results import save_result  # noqa: E402
+
+#: What runs jobs: `map`, or the like.
+Map = Callable[[Callable[[dict[str, Any]], pd.DataFrame], list[dict[str, Any]]], Iterable[pd.DataFrame]]
 
 #: What `torch.optim.SGD(weight_decay=0.01)` of the published experiment is in this book's convention, λ‖W‖².
 LAMBDA = 0.01 / 2
@@ -81,6 +95,13 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
 NOISE = [0.2, 0.4, 0.6, 0.8, 1.0]
 
 
+def published(net: Any) -> dict[str, float]:
+    """ρ as it was published: under BN each layer's norm is divided by the length of its standard deviations."""
+    norms = [layer.weight.double().norm().item() for layer in net.layers]
+    deviations = [(bn.var.double() + bn.eps).sqrt().norm().item() for bn in net.norms]
+    return {"rho_published": np.prod(norms) / np.prod(deviations)}
+
+
 def binary_job(
     norm: str,
     weight_decay: float,
@@ -91,18 +112,17 @@ def binary_job(
     lr: float,
     init_norms: list[float],
     seeds: list[int],
-) -> list[dict[str, Any]]:
-    """The four-convolution net on two classes, for all initial norms and seeds."""
+) -> pd.DataFrame:
+    """The four-convolution net on two classes, for all initial norms and seeds.
+
+    Targets are one-hot: with one output of ±1, and the loss not averaged over outputs, the paper's rate diverges.
+    """
     data = nc.data("cifar10", classes=(1, 2), n=n, standardise=True, verify=False)
-    settings = {
-        "norm": norm,
-        "weight_decay": weight_decay,
-        "noise": noise,
-        "init_norms": init_norms,
-        "seeds": seeds,
-    }
-    training = {"epochs": epochs, "batch": batch, "lr": lr, "measure_every": measured(epochs)}
-    return rows(nc.binary_experiment(data, **settings, **training), norm)  # type: ignore[arg-type]
+    opt = nc.sgd(lr, momentum=0.9, batch=batch, epochs=epochs, coding="one-hot")
+    grid = {"seed": seeds, "init_norm": init_norms, "weight_decay": [weight_decay], "noise": [noise]}
+    measure = ("loss", "test", "norms", "margins", published)
+    arch = nc.convnet(norm=norm)  # type: ignore[arg-type]
+    return nc.train(data, arch, opt, grid=grid, measure_every=measured(epochs), measure=measure).history
 
 
 def collapse_job(
@@ -114,7 +134,7 @@ def collapse_job(
     batch: int,
     seeds: list[int],
     precision: str = "float32",
-) -> list[dict[str, Any]]:
+) -> pd.DataFrame:
     """ResNet-18 on all ten classes, to terminal collapse."""
     data = nc.data("cifar10", n=n, n_test=n_test, standardise=True, unit_norm=False, verify=False)
     arch = nc.resnet18(widths=tuple(widths))
@@ -122,7 +142,7 @@ def collapse_job(
     opt = nc.sgd(0.05, momentum=0.9, batch=batch, epochs=epochs, schedule=steps, precision=precision)
     grid = {"seed": seeds, "init_norm": [he_norms(arch, data)], "weight_decay": [weight_decay]}
     measure = ("loss", "test", "norms", "collapse")
-    return rows(nc.train(data, arch, opt, grid=grid, measure_every=measured(epochs), measure=measure), "bn")
+    return nc.train(data, arch, opt, grid=grid, measure_every=measured(epochs), measure=measure).history
 
 
 def he_norms(arch: Any, data: nc.Data) -> tuple[float, ...]:
@@ -133,15 +153,6 @@ def he_norms(arch: Any, data: nc.Data) -> tuple[float, ...]:
 def measured(epochs: int, times: int = 24) -> list[int]:
     """Epochs at which to measure: the start, then about evenly in the logarithm."""
     return sorted({0, epochs, *(round(epochs ** (i / times)) for i in range(times + 1))})
-
-
-def rows(runs: nc.Runs, norm: str) -> list[dict[str, Any]]:
-    """A job's history as plain rows; what is not a number stays empty."""
-    table = runs.history.drop(columns=["member"]).assign(norm=norm)
-    return [
-        {key: None if isinstance(v, float) and v != v else v for key, v in row.items()}
-        for row in table.to_dict("records")
-    ]
 
 
 def jobs(part: str, size: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
@@ -164,44 +175,68 @@ def config(part: str, size_name: str) -> dict[str, Any]:
     return {"part": part, "size": size_name, "seeds": size["seeds"], "function": function.__name__, "calls": calls}
 
 
-def name_of(part: str, size_name: str) -> str:
-    """File name of a part's table."""
-    return f"{part}_{size_name}"
-
-
-def make(part: str, size_name: str, executor: Any, folder: Path) -> None:
+def make(part: str, size_name: str, everywhere: Map, folder: Path) -> None:
     """Compute one part, or what is missing of it, and write its table."""
-    began = time.monotonic()
-    function, calls = jobs(part, SIZES[size_name][part])
-    finished = folder / ".jobs" / name_of(part, size_name)
-    table = nc.sweep(function, calls, executor=executor, folder=finished)
-    clock = finished / "seconds.txt"
-    before = float(clock.read_text()) if clock.exists() else 0.0
-    seconds = before + time.monotonic() - began
-    clock.write_text(str(seconds))
-    layers = [column for column in table if column.startswith("rho_") and column != "rho_published"]
-    table = table.drop(columns=[*SIZES[size_name][part], *layers], errors="ignore")
-    nc.save_result(name_of(part, size_name), table, config(part, size_name), seconds=seconds, folder=folder)
-    print(f"{name_of(part, size_name)}: {len(table)} rows, {seconds / 60:.0f} min in all", flush=True)
+    name, size = f"{part}_{size_name}", SIZES[size_name][part]
+    function, calls = jobs(part, size)
+    clock = folder / ".runs" / f"{name}.seconds"  # of the attempts that did not come to an end
+    before, began = float(clock.read_text()) if clock.exists() else 0.0, time.monotonic()
+    try:
+        histories = list(everywhere(functools.partial(work, function, variables()), calls))
+    finally:
+        seconds = before + time.monotonic() - began
+        files.write(clock, str(seconds))
+    norms = [call.get("norm", "bn") for call in calls]
+    table = pd.concat([history.assign(norm=norm) for history, norm in zip(histories, norms, strict=True)])
+    aside = {"member", *size, *(column for column in table if column.startswith("rho_"))} - {"rho_published"}
+    columns = [column for column in dict.fromkeys([*calls[0], *table]) if column in table and column not in aside]
+    save_result(name, table[columns], config(part, size_name), seconds=seconds, folder=folder)
+    clock.unlink()
+    print(f"{name}: {len(table)} rows, {seconds / 60:.0f} min in all", flush=True)
+
+
+def variables() -> dict[str, str]:
+    """The environment variables of this process that a job depends on."""
+    return {name: value for name, value in os.environ.items() if name.startswith("NCLIB_")}
+
+
+def work(function: Callable[..., pd.DataFrame], surroundings: dict[str, str], call: dict[str, Any]) -> pd.DataFrame:
+    """One job, wherever it runs."""
+    os.environ.update(surroundings)
+    return function(**call)
 
 
 @contextlib.contextmanager
-def executor_for(options: argparse.Namespace) -> Any:
-    """Where jobs run."""
+def workers(options: argparse.Namespace) -> Iterator[Map]:
+    """A `map` over jobs: in this process, in several, or on a cluster."""
     if options.dask:
-        from distributed import Client
-
-        with Client(options.dask) as client:
-            yield client
+        with cluster(options.dask) as client:
+            yield lambda do, calls: client.gather(client.map(do, calls, retries=2, pure=False))
     elif options.jobs > 1:
-        import multiprocessing
-        from concurrent.futures import ProcessPoolExecutor
-
         # A fresh process for each: a fork would take over a thread pool, or a GPU, that is in use.
         with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-            yield pool
+            yield pool.map
     else:
-        yield None
+        yield map
+
+
+@contextlib.contextmanager
+def cluster(address: str) -> Iterator[Any]:
+    """A client of the Dask scheduler at `address`; where that is not there, or no longer, the end."""
+    from distributed import Client
+
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # who is gone is said below
+    try:
+        client = Client(address)
+    except OSError as error:
+        sys.exit(f"--dask {address}: no scheduler answers there ({error}); start one with `dask scheduler`")
+    try:
+        with client:
+            client.upload_file(__file__)
+            yield client
+    except CancelledError:
+        gone = "the scheduler is gone; what is finished is kept: start another one and give the command again"
+        sys.exit(f"--dask {address}: {gone}")
 
 
 def main() -> int:
@@ -218,11 +253,13 @@ def main() -> int:
     options = parser.parse_args()
     folder = options.folder.resolve()
     os.environ.setdefault("NCLIB_RUNS", str(folder / ".runs"))
-    with executor_for(options) as executor:
+    with workers(options) as everywhere:
         for part in options.parts or parts:
-            make(part, options.size, executor, folder)
+            make(part, options.size, everywhere, folder)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    import remake  # under the name by which workers can import it
+
+    sys.exit(remake.main())

@@ -7,7 +7,7 @@ A result without a manifest, or whose hashes do not match, is refused: a number 
 from __future__ import annotations
 
 import datetime
-import hashlib
+import io
 import json
 import os
 import platform
@@ -18,6 +18,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from ..files import fingerprint, write
 from ..scale import device, device_name
 
 if TYPE_CHECKING:
@@ -26,18 +29,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Result", "result", "save_result"]
 
-_LIBRARIES = ("torch", "numpy", "pandas")
+_ROOT = Path(__file__).resolve().parents[2]
+_FOLDER = _ROOT / "results"
 
 
 @dataclass(frozen=True)
 class Result:
-    """A stored result and where it comes from.
+    """A stored result and where it comes from; returned by `result`.
 
     Attributes
     ----------
-    frame : DataFrame
+    frame
         The table.
-    manifest : dict
+    manifest
         name, config, config_sha256, csv_sha256, device, threads, versions, commit, created, seconds.
     """
 
@@ -64,129 +68,18 @@ class Result:
 
     @property
     def scale(self) -> str:
-        """At which size it was computed: "full", or a part of it, e.g. "cpu part".
-
-        Examples
-        --------
-        >>> import pandas as pd
-        >>> [Result(pd.DataFrame(), {"config": {"size": size}}).scale for size in ("full", "cpu")]
-        ['full', 'cpu part']
-        """
+        """At which size it was computed: "full", or a part of it, e.g. "cpu part"."""
         size = self.manifest["config"].get("size", "full")
         return "full" if size == "full" else f"{size} part"
 
     @property
     def device(self) -> str:
-        """On what it was computed.
-
-        Examples
-        --------
-        >>> import pandas as pd
-        >>> Result(pd.DataFrame(), {"device": "cpu"}).device
-        'cpu'
-        """
+        """On what it was computed."""
         return str(self.manifest["device"])
 
     def stamp(self, figure: Figure) -> None:
-        """Write under a figure where its numbers come from.
-
-        Examples
-        --------
-        >>> import pandas as pd
-        >>> from matplotlib.figure import Figure
-        >>> facts = {"device": "cpu", "commit": "abc", "created": "2026-01-02", "seconds": 6.0, "config": {}}
-        >>> picture = Figure()
-        >>> Result(pd.DataFrame(), facts).stamp(picture)
-        >>> picture.texts[0].get_text()
-        'device cpu · seeds none · commit abc · 2026-01-02 · took 0 min'
-        """
+        """Write under a figure where its numbers come from."""
         figure.text(0.5, -0.02, self.provenance, ha="center", va="top", fontsize=7.5, color="0.4")
-
-
-def results_folder() -> Path:
-    """The folder ``results`` beside the package.
-
-    Examples
-    --------
-    >>> results_folder().name
-    'results'
-    """
-    return Path(__file__).resolve().parents[2] / "results"
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """Hash of a configuration made of what JSON knows, whatever the order of its keys.
-
-    Examples
-    --------
-    >>> config_hash({"a": 1, "b": 2}) == config_hash({"b": 2, "a": 1})
-    True
-    """
-    text = json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def save_result(
-    name: str,
-    frame: pd.DataFrame,
-    config: Mapping[str, Any],
-    *,
-    seconds: float,
-    folder: str | os.PathLike[str] | None = None,
-) -> Path:
-    """Write a table and its manifest, each whole or not at all.
-
-    Parameters
-    ----------
-    name : str
-        File name without ending.
-    frame : DataFrame
-        The table; numbers are written to seven digits.
-    config : mapping
-        All that the result depends on, in what JSON knows; ``seeds`` among it.
-    seconds : float
-        Wall time that computing it took.
-    folder : path, optional
-        Where; by default the book's ``results``.
-
-    Returns
-    -------
-    Path
-        The CSV's.
-
-    Raises
-    ------
-    ValueError
-        If the table is empty.
-
-    Examples
-    --------
-    >>> import tempfile, pandas as pd
-    >>> with tempfile.TemporaryDirectory() as place:
-    ...     _ = save_result("trial", pd.DataFrame({"a": [1]}), {"seeds": [0]}, seconds=2.0, folder=place)
-    ...     result("trial", folder=place).frame.a.tolist()
-    [1]
-    """
-    if not len(frame):
-        raise ValueError(f"frame of {name!r} is empty: there is nothing to keep; check what computed it")
-    place = results_folder() if folder is None else Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
-    table = frame.to_csv(index=False, float_format="%.7g", lineterminator="\n").encode()
-    manifest = {
-        "name": name,
-        "config": dict(config),
-        "config_sha256": config_hash(config),
-        "csv_sha256": hashlib.sha256(table).hexdigest(),
-        "device": device_name() if device().type == "cuda" else _processor(),
-        "threads": _threads(),
-        "versions": {"python": platform.python_version(), **{lib: version(lib) for lib in _LIBRARIES}},
-        "commit": _commit(),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "seconds": round(seconds, 1),
-    }
-    _replace(place / f"{name}.csv", table)
-    _replace(place / f"{name}.json", (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
-    return place / f"{name}.csv"
 
 
 def result(*names: str, folder: str | os.PathLike[str] | None = None) -> Result:
@@ -194,15 +87,14 @@ def result(*names: str, folder: str | os.PathLike[str] | None = None) -> Result:
 
     Parameters
     ----------
-    *names : str
-        As in `save_result`; of several the first that is there, e.g. the full size and a part of it.
-    folder : path, optional
+    names
+        File names without ending; of several the first that is there, e.g. the full size and a part of it.
+    folder
         Where; by default the book's ``results``.
 
     Returns
     -------
-    Result
-        ``.frame``, ``.manifest`` and ``.provenance``.
+    The table as ``.frame``, the ``.manifest``, and ``.provenance``, ``.scale``, ``.device`` and ``.stamp(figure)``.
 
     Raises
     ------
@@ -218,53 +110,91 @@ def result(*names: str, folder: str | os.PathLike[str] | None = None) -> Result:
         ...
     FileNotFoundError: nothing.csv: no such result; `make full` computes what the book shows
     """
-    import io
-
     import pandas as pd
 
-    place = results_folder() if folder is None else Path(folder)
+    place = _FOLDER if folder is None else Path(folder)
     if not names:
         raise TypeError("result needs the name of one")
-    there = [name for name in names if (place / f"{name}.csv").exists()]
-    if not there:
+    name = next((name for name in names if (place / f"{name}.csv").exists()), None)
+    if name is None:
         missing = " or ".join(f"{name}.csv" for name in names)
         raise FileNotFoundError(f"{missing}: no such result; `make full` computes what the book shows")
-    name = there[0]
-    table, manifest = place / f"{name}.csv", place / f"{name}.json"
+    manifest = place / f"{name}.json"
     if not manifest.exists():
         raise FileNotFoundError(f"{name}.csv has no manifest {name}.json, so nobody knows what it is: remove it")
     facts = json.loads(manifest.read_text("utf-8"))
-    content = table.read_bytes()
-    if facts.get("config_sha256") != config_hash(facts.get("config", {})):
+    content = (place / f"{name}.csv").read_bytes()
+    if facts.get("config_sha256") != fingerprint(facts.get("config", {})):
         raise ValueError(f"{name}.json: its configuration is not the one that was run; compute the result again")
-    if facts.get("csv_sha256") != hashlib.sha256(content).hexdigest():
+    if facts.get("csv_sha256") != fingerprint(content):
         raise ValueError(f"{name}.csv is not the table that {name}.json was written for; compute the result again")
     return Result(pd.read_csv(io.BytesIO(content)), facts)
 
 
-def _replace(file: Path, content: bytes) -> None:
-    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    aside.write_bytes(content)
-    os.replace(aside, file)
+def save_result(
+    name: str, frame: pd.DataFrame, config: Mapping[str, Any], *, seconds: float, folder: Path = _FOLDER
+) -> None:
+    """Write a table, to seven digits, and its manifest, each whole or not at all.
 
+    Where the same table of the same configuration lies already, it stays, with the manifest of its making.
 
-def _threads() -> int:
-    import torch
+    Parameters
+    ----------
+    name
+        File name without ending.
+    frame
+        The table.
+    config
+        All that the result depends on, in what JSON knows; ``seeds`` among it.
+    seconds
+        Wall time that computing it took.
+    folder
+        Where; by default the book's ``results``.
 
-    return torch.get_num_threads()
+    Raises
+    ------
+    ValueError
+        If the table is empty.
 
-
-def _processor() -> str:
-    """What a CPU is called, e.g. for a caption."""
-    return f"cpu ({os.cpu_count()} cores, {platform.machine()})"
+    Examples
+    --------
+    >>> import tempfile, pandas as pd
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     save_result("trial", pd.DataFrame({"a": [1]}), {"seeds": [0]}, seconds=2.0, folder=Path(place))
+    ...     result("trial", folder=place).frame.a.tolist()
+    [1]
+    """
+    if not len(frame):
+        raise ValueError(f"frame of {name!r} is empty: there is nothing to keep; check what computed it")
+    table = frame.to_csv(index=False, float_format="%.7g", lineterminator="\n").encode()
+    hashes = {"config_sha256": fingerprint(dict(config)), "csv_sha256": fingerprint(table)}
+    try:
+        if hashes.items() <= result(name, folder=folder).manifest.items():
+            return
+    except (FileNotFoundError, ValueError):
+        pass  # none, or one that is not in order
+    processor = f"cpu ({os.cpu_count()} cores, {platform.machine()})"
+    libraries = {library: version(library) for library in ("torch", "numpy", "pandas")}
+    manifest = {
+        "name": name,
+        "config": dict(config),
+        **hashes,
+        "device": device_name() if device().type == "cuda" else processor,
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), **libraries},
+        "commit": _commit(),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+    }
+    write(folder / f"{name}.csv", table)
+    write(folder / f"{name}.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
 
 def _commit() -> str:
     """Short hash of the book's commit, marked where files differ from it; "unknown" without git."""
-    root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+        done = subprocess.run(["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:

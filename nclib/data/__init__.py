@@ -16,16 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .raw import (
-    Raw,
-    check_classes,
-    check_common,
-    check_count,
-    check_inputs,
-    check_labels,
-    relabel,
-)
-from .subsets import choose, redraw
+from .raw import Raw, check_classes, check_common, check_count, check_inputs, check_labels, choose, redraw, relabel
 
 SYNTHETIC = ("teacher", "gaussians")
 IMAGES = ("mnist", "fashion-mnist", "cifar10")
@@ -41,18 +32,18 @@ class Data:
 
     Attributes
     ----------
-    name : str
+    name
         Name of the data set.
-    classes : tuple of str
+    classes
         Names of the K classes in label order.
-    x, x_test : Tensor, shapes (N, ...) and (N_test, ...)
-        Inputs, floating point; ``N_test`` may be 0.
-    labels, labels_test : Tensor, shapes (N,) and (N_test,)
-        int64 in 0..K-1.
-    truth : tuple of Tensor
+    x, x_test
+        Inputs (N, ...) and (N_test, ...), floating point; ``N_test`` may be 0.
+    labels, labels_test
+        int64 (N,) and (N_test,), in 0..K-1.
+    truth
         Synthetic sets only: weight matrices ``W_1, ..., W_L`` of a bias-free ReLU network whose decision
         is the Bayes rule (with two classes one output, positive for the first class); dtype and device of x.
-    bayes_error : float or None
+    bayes_error
         Synthetic sets only: the exact error of that rule on clean labels.
 
     Examples
@@ -155,41 +146,37 @@ def data(
 
     Parameters
     ----------
-    name : str
+    name
         One of the names above.
-    classes : sequence of int or str, or int, optional
+    classes
         The classes to keep, by index or name, in label order: of two, the first has y = +1.
         For ``"gaussians"`` the number K ≥ 2 of classes (default 2); not for ``"teacher"``.
-    n : int, optional
+    n
         Training points in all, drawn evenly over the classes as far as possible (synthetic sets: drawn
         independently).  Default: 80% of digits, 12 synthetic points, the whole official training set.
         A smaller `n` with the same seed is a subset of a larger one.
-    n_test : int, optional
+    n_test
         Test points in all.  Default: all that is left of digits, 1,000 synthetic points, the official
         test set.
-    seed : int
+    seed
         Fixes the split, the synthetic truth and sample, and the label noise.
-    unit_norm : bool
+    unit_norm
         Divide every input by its own Euclidean norm.
-    standardise : bool
+    standardise
         First subtract the mean and divide by the standard deviation of the chosen training images,
         channel by channel.  Not for synthetic sets, whose truth it would change.
-    flat : bool, optional
+    flat
         Inputs as vectors rather than (C, H, W) images.  Default: vectors for digits only.
-    noise : float in [0, 1]
-        Share of the training labels that is redrawn uniformly over all K classes, so that a share
+    noise
+        Share, 0 to 1, of the training labels that is redrawn uniformly over all K classes, so that a share
         ``noise * (1 - 1/K)`` is wrong on average.  Test labels stay clean.
-    d, width, separation : int, int, float, optional
+    d, width, separation
         Synthetic sets: input dimension (default 20); even hidden width of the teacher (default 4); distance
         of two class means in units of the noise (default 3).
-    verify : bool, optional
+    verify
         Official sets: compare checksums (default True); False goes on with files that differ.
     dtype, device
         Of the inputs.
-
-    Returns
-    -------
-    Data
 
     Raises
     ------
@@ -213,16 +200,23 @@ def data(
     0.1587
     """
     _check_name(name)
-    _check_options(name, d=d, width=width, separation=separation, verify=verify)
+    given: dict[str, Any] = {"d": d, "width": width, "separation": separation, "verify": verify}
+    options = {option: value for option, value in given.items() if value is not None}
+    _check_options(name, options)
     check_common(seed, noise, dtype)
     if name in SYNTHETIC:
+        from . import synthetic
+
         if standardise:
             raise ValueError(f"standardise=True: it would change the known truth of {name!r}; leave it out")
-        raw = _draw(name, classes, n, n_test, seed, d, width, separation)
+        draw = synthetic.teacher if name == "teacher" else synthetic.gaussians
+        n = 12 if n is None else check_count("n", n, 1)
+        n_test = 1000 if n_test is None else check_count("n_test", n_test, 0)
+        raw = draw(n, n_test, classes=classes, seed=seed, **options)
     else:
-        from . import image_sets
+        from . import images
 
-        raw = choose(name, image_sets.load(name, verify=verify is not False), classes, n, n_test, seed)
+        raw = choose(name, images.load(name, **options), classes, n, n_test, seed)
     flat = name == "digits" if flat is None else flat
     return _finish(name, raw, unit_norm, standardise, flat, noise, seed, dtype, device)
 
@@ -246,21 +240,17 @@ def from_arrays(
 
     Parameters
     ----------
-    x, x_test : array_like, shapes (N, ...) and (N_test, ...)
-        Finite real inputs: vectors (N, d) or images (N, C, H, W).
-    labels, labels_test : array_like, shapes (N,) and (N_test,)
-        Integers or strings.
-    name : str
+    x, x_test
+        Arrays of finite real inputs: vectors (N, d) or images (N, C, H, W).
+    labels, labels_test
+        Integers or strings (N,).
+    name
         What to call the set.
-    classes : sequence of int or str, optional
+    classes
         The label values to keep, in label order.  Default: all values of `labels`, sorted, except that
         labels -1 and +1 are taken in the order (+1, -1), so that ``y`` equals the labels given.
     seed, unit_norm, standardise, noise, dtype, device
         As in `data`; `standardise` works channel by channel on images, entry by entry on vectors.
-
-    Returns
-    -------
-    Data
 
     Raises
     ------
@@ -302,30 +292,6 @@ def from_arrays(
     names = tuple(map(str, keep))
     raw = Raw(names, train[kept], marks[kept], test[kept_test], marks_test[kept_test])
     return _finish(name, raw, unit_norm, standardise, False, noise, seed, dtype, device)
-
-
-def _draw(
-    name: str,
-    classes: Any,
-    n: int | None,
-    n_test: int | None,
-    seed: int,
-    d: int | None,
-    width: int | None,
-    separation: float | None,
-) -> Raw:
-    from . import synthetic
-
-    n = 12 if n is None else check_count("n", n, 1)
-    n_test = 1000 if n_test is None else check_count("n_test", n_test, 0)
-    d = 20 if d is None else check_count("d", d, 1)
-    if name == "teacher":
-        if classes is not None:
-            raise ValueError(f"classes={classes!r}: 'teacher' always has two classes; leave `classes` out")
-        width = 4 if width is None else check_count("width", width, 2)
-        return synthetic.teacher(n, n_test, d=d, width=width, seed=seed)
-    separation = 3.0 if separation is None else separation
-    return synthetic.gaussians(n, n_test, d=d, classes=classes, separation=separation, seed=seed)
 
 
 def _finish(
@@ -392,9 +358,8 @@ def _check_name(name: str) -> None:
         raise ValueError(f"name={name!r}: unknown data set; {hint}write one of {known}")
 
 
-def _check_options(name: str, **options: object) -> None:
+def _check_options(name: str, options: dict[str, Any]) -> None:
     for option, value in options.items():
-        owners = _OWNERS[option]
-        if value is not None and name not in owners:
-            names = ", ".join(map(repr, owners))
+        if name not in _OWNERS[option]:
+            names = ", ".join(map(repr, _OWNERS[option]))
             raise ValueError(f"{option}={value!r}: no option of {name!r}, only of {names}; leave it out")

@@ -14,7 +14,7 @@ from .raw import TEST, TRAIN, TRUTH, Floats, Ints, Raw, check_count, rng
 TEACHER_TRIES = 1000
 
 
-def teacher(n: int, n_test: int, *, d: int, width: int, seed: int) -> Raw:
+def teacher(n: int, n_test: int, *, seed: int, classes: Any = None, d: int = 20, width: int = 4) -> Raw:
     r"""Directions labelled by the sign of a random bias-free two-layer ReLU network.
 
     :math:`f(x) = \sum_j a_j \max(0, \langle w_j, x\rangle)` with :math:`\lVert w_j\rVert = 1`,
@@ -27,14 +27,16 @@ def teacher(n: int, n_test: int, *, d: int, width: int, seed: int) -> Raw:
 
     Returns
     -------
-    Raw
-        With ``truth = ((width, d), (1, width))`` and a Bayes error of 0.
+    A `Raw` with ``truth = ((width, d), (1, width))`` and a Bayes error of 0.
 
     Raises
     ------
     ValueError
-        For n < 2, an odd width, and where try after try gives one class only.
+        For numbers out of range, an odd width, and where try after try gives one class only.
     """
+    d, width = check_count("d", d, 1), check_count("width", width, 2)
+    if classes is not None:
+        raise ValueError(f"classes={classes!r}: 'teacher' always has two classes; leave `classes` out")
     if n < 2:
         raise ValueError(f"n={n}: 'teacher' needs a point of each of its two classes; write n=2 or more")
     if width % 2:
@@ -67,7 +69,7 @@ def _signs(x: Floats, first: Floats, second: Floats) -> Ints:
     return np.asarray(np.maximum(x @ first.T, 0) @ second <= 0, dtype=np.int64)
 
 
-def gaussians(n: int, n_test: int, *, d: int, classes: Any, separation: Any, seed: int) -> Raw:
+def gaussians(n: int, n_test: int, *, seed: int, classes: Any = None, d: int = 20, separation: Any = 3.0) -> Raw:
     r"""K equally likely classes :math:`x = m_k + z`, :math:`z\sim\mathcal N(0, I_d)`.
 
     The means :math:`m_k` are the corners of a regular simplex around the origin with edge `separation`, in
@@ -76,8 +78,7 @@ def gaussians(n: int, n_test: int, *, d: int, classes: Any, separation: Any, see
 
     Returns
     -------
-    Raw
-        With ``truth = ((K, d),)``, or ``((1, d),)`` for two classes, and the exact Bayes error.
+    A `Raw` with ``truth = ((K, d),)``, or ``((1, d),)`` for two classes, and the exact Bayes error.
 
     Raises
     ------
@@ -86,7 +87,7 @@ def gaussians(n: int, n_test: int, *, d: int, classes: Any, separation: Any, see
     """
     if classes is not None and (isinstance(classes, bool) or not hasattr(classes, "__index__")):
         raise ValueError(f"classes={classes!r}: 'gaussians' takes the number of classes; write e.g. classes=3")
-    k = 2 if classes is None else check_count("classes", classes, 2)
+    d, k = check_count("d", d, 1), 2 if classes is None else check_count("classes", classes, 2)
     if not (isinstance(separation, Real) and 0 <= float(separation) < math.inf):
         raise ValueError(f"separation={separation!r}: expected a finite distance >= 0, e.g. separation=3.0")
     if d < k - 1:

@@ -37,8 +37,8 @@ Arrays = dict[str, NDArray[Any]]
 
 # The code that decides what a run computes: these modules and all that they import, but for those that only
 # carry results about or bring data, which are known by their contents.
-_ROOTS = ("training.session", "data.subsets")
-_ASIDE = {"data", "data.raw", "scale", "screen", "training.runs", "training.disk"}
+_ROOTS = ("training.session", "data.raw")
+_ASIDE = {"data", "scale", "screen", "training.runs", "training.disk"}
 
 
 def runs_folder() -> Path | None:

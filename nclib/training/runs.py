@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import Data
-from ..data.subsets import redraw
+from ..data.raw import redraw
 from ..networks.models import Architecture, Net
 from ..networks.normalisation import calibrate
 from .optim import SGD

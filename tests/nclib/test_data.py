@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nclib.data import NAMES, data, from_arrays, synthetic
-from nclib.data.subsets import redraw
+from nclib.data.raw import redraw
 
 F64 = torch.float64
 

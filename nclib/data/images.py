@@ -6,23 +6,31 @@ names, where they are only ever read; without it, they are downloaded once into 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import gzip
+import logging
 import math
 import os
-import shutil
+import sys
 import tarfile
-import tempfile
 import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files import lock, write
+from ..screen import audience
 from .raw import Raw
 
 CACHE = "small-norm-large-margin"
+TRIES = 5  # to download a file
+TIMEOUT = 30.0  # seconds without a byte after which a try is given up
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,12 @@ class Source:
 
 _IDX = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz")
 _IDX_TEST = ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
+
+
+def _idx_files(*md5: str) -> dict[str, str]:
+    return dict(zip((*_IDX, *_IDX_TEST), md5, strict=True))
+
+
 _BATCHES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 _BATCH_TEST = "test_batch.bin"
 
@@ -46,12 +60,12 @@ SOURCES = {
     "mnist": Source(
         base_url="https://ossci-datasets.s3.amazonaws.com/mnist/",
         folder="mnist",
-        md5={
-            "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-            "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
-            "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
-            "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
-        },
+        md5=_idx_files(
+            "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "d53e105ee54ea40749a09fcbcd1e9432",
+            "9fb629c4189551a2d022fa330f9573f3",
+            "ec29112dd5afa0611ce80d1b7f02629c",
+        ),
         classes=tuple("0123456789"),
         shape=(1, 28, 28),
         counts=(60_000, 10_000),
@@ -59,12 +73,12 @@ SOURCES = {
     "fashion-mnist": Source(
         base_url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
         folder="fashion-mnist",
-        md5={
-            "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-            "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
-            "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
-            "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
-        },
+        md5=_idx_files(
+            "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "25c81989df183df01b3e8a0aad5dffbe",
+            "bef4ecab320f06d8554ea6380940ec79",
+            "bb300cfdad3c16e7a12a480ee83cd310",
+        ),
         classes=(
             *("t-shirt", "trouser", "pullover", "dress", "coat"),
             *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
@@ -87,20 +101,15 @@ SOURCES = {
 
 
 def load(name: str, *, verify: bool = True) -> Raw:
-    """Read an image set, after downloading it if need be.
+    """Read an image set as bytes (N, C, H, W), after downloading it if need be.
 
     Parameters
     ----------
-    name : str
+    name
         ``"digits"`` or a key of `SOURCES`.
-    verify : bool
+    verify
         Compare md5 checksums, or numbers of images where there is no official checksum (CIFAR-10's unpacked
         batches); False goes on with whatever can be read.
-
-    Returns
-    -------
-    Raw
-        Images of bytes (N, C, H, W).
 
     Raises
     ------
@@ -108,15 +117,16 @@ def load(name: str, *, verify: bool = True) -> Raw:
         If NCLIB_DATA is set and lacks a file.
     ValueError
         If a file is damaged, or not the official one.
+    ConnectionError, OSError
+        If a file cannot be downloaded, or not be stored.
     """
     if name == "digits":
         return _digits()
     given = os.environ.get("NCLIB_DATA")
     folder = Path(given).expanduser() if given else cache_folder()
     folder = folder / SOURCES[name].folder
-    if name == "cifar10":
-        return _load_batches(name, folder, bool(given), verify)
-    return _load_idx(name, folder, bool(given), verify)
+    read = _load_batches if name == "cifar10" else _load_idx
+    return read(name, folder, bool(given), verify)
 
 
 def cache_folder() -> Path:
@@ -126,25 +136,109 @@ def cache_folder() -> Path:
     return Path(pooch.os_cache(CACHE))
 
 
+def _download(source: Source, folder: Path, verify: bool, ready: Callable[[], bool]) -> None:
+    """Bring the official files into `folder` unless they are `ready`: each whole and right, or not there."""
+    import pooch
+
+    if ready():
+        return  # before any lock: a shared cache may be read-only
+    registry = {file: f"md5:{md5}" if verify else None for file, md5 in source.md5.items()}
+    store = pooch.create(folder, source.base_url, registry=registry, retry_if_failed=TRIES - 1)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        waiting = f"another process is downloading to {folder}; waiting for it"
+        with lock(folder / ".lock", waiting=waiting) as alone, _quiet(pooch.get_logger()):
+            for left in folder.glob("tmp*") if alone else ():  # pooch's, of a process that was killed
+                left.unlink()
+            for file in () if ready() else registry:
+                _fetch(store, file)
+    except OSError as error:
+        if isinstance(error, ConnectionError):
+            raise
+        raise OSError(
+            error.errno or errno.EACCES,
+            f"cannot store {source.folder} in {folder.parent} ({error.strerror or error}); make the folder "
+            f"writable and leave room, or point NCLIB_DATA to a folder that already holds the files",
+        ) from error
+
+
+def _fetch(store: Any, file: str) -> None:
+    url = store.base_url + file
+    try:
+        store.fetch(file, downloader=_receive)
+    except ValueError as error:  # pooch's word for a wrong checksum
+        raise ValueError(
+            f"{url}: the server sends a file whose md5 is not the official one ({TRIES} attempts); put the "
+            f"official file into a folder that NCLIB_DATA names, or go on with verify=False"
+        ) from error
+    except OSError as error:
+        if error.errno or isinstance(error, PermissionError):  # what the network raises has no number
+            raise
+        raise ConnectionError(
+            f"cannot download {url}: {error} ({TRIES} attempts); try again later, or put the file into a folder "
+            f"that NCLIB_DATA names"
+        ) from error
+    if file.endswith(".tar.gz"):
+        _unpack(Path(store.path, file))
+
+
+def _receive(url: str, target: Any, store: Any) -> None:
+    """What pooch downloads with: words on stdout where somebody reads them, and a .gz that arrives as a .gz."""
+    import pooch
+    from tqdm import tqdm
+
+    file, watched = url.rsplit("/", 1)[1], audience()
+    if watched == "log":
+        print(f"downloading {file} to {store.path}", flush=True)
+    shown = {"desc": file, "unit": "B", "unit_scale": True, "file": sys.stdout, "disable": watched != "person"}
+    headers = {"Accept-Encoding": "identity"}
+    with tqdm(total=1, **shown) as bar:
+        pooch.HTTPDownloader(bar, chunk_size=1 << 16, timeout=TIMEOUT, headers=headers)(url, target, store)
+
+
+@contextlib.contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """Keep pooch's notices off stderr, where a strict build takes them for errors."""
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _unpack(archive: Path) -> None:
+    """Write CIFAR-10's batches beside the archive, each whole or not at all, and remove it."""
+    folder = archive.parent
+    try:
+        with tarfile.open(archive) as tar:
+            for name in (*_BATCHES, _BATCH_TEST):
+                member = tar.extractfile(f"{folder.name}/{name}")
+                assert member is not None  # a regular file: it was looked up by name
+                write(folder / name, member.read())
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, KeyError) as error:
+        raise ValueError(
+            f"{archive}: not the official archive ({error}); delete it and load again with verify=True"
+        ) from error
+    archive.unlink()
+
+
 def _load_idx(name: str, folder: Path, given: bool, verify: bool) -> Raw:
     source = SOURCES[name]
-    paths = {file: folder / file for file in (*_IDX, *_IDX_TEST)}
-    for file, path in paths.items():
-        if given:
-            _check_given(name, path, source.md5[file] if verify else None)
-        else:
-            from .download import fetch
-
-            fetch(source.base_url + file, path, md5=source.md5[file] if verify else None)
+    md5 = {folder / file: known if verify else None for file, known in source.md5.items()}
+    if not given:
+        _download(source, folder, verify, lambda: all(_is_right(path, known) for path, known in md5.items()))
+    for path, known in md5.items() if given else ():
+        _check_given(name, path, known)
 
     def read(images: str, labels: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        x, marks = read_idx(paths[images]), read_idx(paths[labels])
+        x, marks = read_idx(folder / images), read_idx(folder / labels)
         if x.shape[1:] != source.shape[1:] or marks.shape != x.shape[:1]:
             raise ValueError(
-                f"{paths[images]}: images of shape {x.shape} and labels of shape {marks.shape} do not make "
+                f"{folder / images}: images of shape {x.shape} and labels of shape {marks.shape} do not make "
                 f"{name}; replace both files by the official ones"
             )
-        return x[:, None], _check_labels(paths[labels], marks, len(source.classes))
+        return x[:, None], _check_labels(folder / labels, marks, len(source.classes))
 
     return Raw(source.classes, *read(*_IDX), *read(*_IDX_TEST), divisor=255.0)
 
@@ -170,8 +264,8 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 def _load_batches(name: str, folder: Path, given: bool, verify: bool) -> Raw:
     source = SOURCES[name]
     paths = [folder / file for file in (*_BATCHES, _BATCH_TEST)]
-    if not given and not all(path.exists() for path in paths):
-        _unpack(source, folder, paths, verify)
+    if not given:
+        _download(source, folder, verify, lambda: all(path.exists() for path in paths))
     for path in paths:
         _check_given(name, path, None)
     train, test = read_batches(paths[:-1], source.shape), read_batches(paths[-1:], source.shape)
@@ -210,34 +304,10 @@ def read_batches(paths: list[Path], shape: tuple[int, int, int]) -> NDArray[np.u
     return rows
 
 
-def _unpack(source: Source, folder: Path, paths: list[Path], verify: bool) -> None:
-    """Download the archive, unpack it beside the final folder and give that its name in one step."""
-    from .download import fetch, lock, storing
+def _is_right(path: Path, md5: str | None) -> bool:
+    import pooch
 
-    ((file, md5),) = source.md5.items()
-    with storing(folder), lock(folder):
-        if all(path.exists() for path in paths):
-            return  # another process was here first
-        archive = fetch(source.base_url + file, folder.parent / file, md5=md5 if verify else None)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            with tarfile.open(archive) as tar:
-                for path in paths:
-                    member = tar.extractfile(f"{folder.name}/{path.name}")
-                    assert member is not None  # a regular file: it was looked up by name
-                    with member, (fresh / path.name).open("wb") as target:
-                        shutil.copyfileobj(member, target, 1 << 20)
-            fresh.chmod(0o755)
-            if folder.exists():  # incomplete, else this would not run
-                shutil.rmtree(folder)
-            fresh.replace(folder)
-        except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, KeyError) as error:
-            raise ValueError(
-                f"{archive}: not the official archive ({error}); delete it and load again with verify=True"
-            ) from error
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-        archive.unlink()  # what it held is there in full
+    return path.is_file() and (md5 is None or pooch.file_hash(str(path), alg="md5") == md5)
 
 
 def _check_given(name: str, path: Path, md5: str | None) -> None:
@@ -247,15 +317,11 @@ def _check_given(name: str, path: Path, md5: str | None) -> None:
             f"{path}: no such file, but {name!r} needs it; put the official file there, "
             f"or unset NCLIB_DATA to download it"
         )
-    if md5 is not None:
-        import pooch
-
-        found = pooch.file_hash(str(path), alg="md5")
-        if found != md5:
-            raise ValueError(
-                f"{path}: md5 {found} is not the official {md5}; replace the file, "
-                f"or write verify=False to go on with it as it is"
-            )
+    if not _is_right(path, md5):
+        raise ValueError(
+            f"{path}: its md5 is not the official {md5}; replace the file, "
+            f"or write verify=False to go on with it as it is"
+        )
 
 
 def _check_labels(path: Path, labels: NDArray[np.uint8], k: int) -> NDArray[np.int64]:

@@ -8,9 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import ROOT
+from matplotlib.figure import Figure
 
 from nclib.book import claims
-from nclib.book.results import Result, config_hash, result, save_result
+from nclib.book.results import Result, result, save_result
+from nclib.files import fingerprint
 
 FRAME = pd.DataFrame({"epoch": [0, 1], "rho": [1.0, 1 / 3], "norm": ["bn", "none"]})
 CONFIG = {"seeds": [0, 1], "lr": 0.01}
@@ -24,6 +26,10 @@ def kept(tmp_path: Path) -> Path:
 
 def test_what_was_saved_comes_back_with_its_provenance(kept: Path) -> None:
     found = result("trial", folder=kept)
+    assert (found.scale, found.device) == ("full", found.manifest["device"])
+    figure = Figure()
+    found.stamp(figure)
+    assert figure.texts[0].get_text() == found.provenance
     pd.testing.assert_frame_equal(found.frame, FRAME, rtol=1e-6)
     assert found.manifest["config"] == CONFIG
     assert {"device", "threads", "versions", "commit", "created", "seconds"} <= found.manifest.keys()
@@ -34,9 +40,24 @@ def test_what_was_saved_comes_back_with_its_provenance(kept: Path) -> None:
 
 def test_the_same_table_gives_the_same_bytes(kept: Path, tmp_path: Path) -> None:
     before = (kept / "trial.csv").read_bytes()
-    save_result("trial", FRAME.copy(), dict(reversed(CONFIG.items())), seconds=1, folder=tmp_path)
+    save_result("trial", FRAME.copy(), {**dict(reversed(CONFIG.items())), "lr": 0.02}, seconds=1, folder=tmp_path)
     assert (kept / "trial.csv").read_bytes() == before
-    assert result("trial", folder=kept).manifest["config_sha256"] == config_hash(CONFIG)
+    assert result("trial", folder=kept).manifest["config_sha256"] == fingerprint({**CONFIG, "lr": 0.02})
+
+
+def test_the_same_table_again_keeps_the_manifest_of_its_making(kept: Path) -> None:
+    before = (kept / "trial.json").read_bytes()
+    save_result("trial", FRAME.copy(), dict(reversed(CONFIG.items())), seconds=1, folder=kept)
+    assert (kept / "trial.json").read_bytes() == before
+    save_result("trial", FRAME * 2, CONFIG, seconds=1, folder=kept)
+    assert result("trial", folder=kept).frame.epoch.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("damage", ["trial.csv", "trial.json"])
+def test_a_result_that_is_not_in_order_is_replaced(kept: Path, damage: str) -> None:
+    (kept / damage).write_text("{}")
+    save_result("trial", FRAME, CONFIG, seconds=1, folder=kept)
+    assert result("trial", folder=kept).manifest["seconds"] == 1
 
 
 def test_a_result_without_a_manifest_is_refused(kept: Path) -> None:
