@@ -46,10 +46,10 @@ from .theory.convex import convex_optimum
 from .theory.flow import Flow, exact_flow, flow
 from .theory.relu import tangent_kernel
 from .theory.unconstrained import ufm_descent
+from .training import train
 from .training.optim import sgd
 from .training.runs import Runs
 from .training.steps import Steps, step_by_step
-from .training.train import train
 
 __version__ = "0.1.0"
 

@@ -16,8 +16,8 @@ import torch
 from .data import Data
 from .networks.layers import BatchNorm, Layer
 from .networks.models import Net, Norm, convnet
+from .training import train
 from .training.optim import sgd
-from .training.train import train
 
 if TYPE_CHECKING:
     from .training.runs import Runs

@@ -15,18 +15,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..networks.models import MLP, Architecture
+from ..networks.models import Architecture
 from .optim import loss_gradient
-
-__all__ = ["Activations", "StackedMLP", "can_stack"]
 
 _relu_backward_ = torch.ops.aten.threshold_backward.grad_input
 _bn_backward = torch.ops.aten.native_batch_norm_backward
-
-
-def can_stack(arch: Architecture) -> bool:
-    """Whether `StackedMLP` knows this architecture: any MLP."""
-    return isinstance(arch, MLP)
 
 
 class Activations:
