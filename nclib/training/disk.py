@@ -293,9 +293,11 @@ def _address(value: Any) -> list[str] | None:
     home = getattr(value, "__self__", None)  # of a builtin function
     if not isinstance(home, ModuleType):
         home = sys.modules.get(getattr(value, "__module__", None) or type(value).__module__)
-    name = getattr(value, "__qualname__", None) or getattr(value, "__name__", "")
-    found = functools.reduce(lambda thing, part: getattr(thing, part, None), name.split("."), home)
-    return [home.__name__, name] if home and found is value and _installed(home.__name__) else None
+    for name in (getattr(value, "__qualname__", ""), getattr(value, "__name__", "")):
+        found = functools.reduce(lambda thing, part: getattr(thing, part, None), name.split("."), home)
+        if found is value and home and _installed(home.__name__):
+            return [home.__name__, name]
+    return None
 
 
 def _reads(function: FunctionType) -> dict[str, Any]:
