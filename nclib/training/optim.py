@@ -149,7 +149,7 @@ def sgd(
     weight_decay_on
         "layers", $\lambda\sum_k\lVert W_k\rVert^2$ (under weight normalisation $\lambda\sum_kg_k^2$); "last", the
         last layer only; "rho", $\lambda\rho^2$ (the paper's model).  "auto" is "rho" under `norm="lm"` and
-        "layers" otherwise.  Biases and BN's affine part never decay.
+        "layers" otherwise.
     precision
         "float32"; or, for speed on a GPU and only on request, "tf32".
     sampling

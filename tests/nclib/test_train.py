@@ -124,8 +124,7 @@ def test_steps_are_those_of_torch(arch: Architecture, classes: int, recipe: dict
     ("arch", "points"),
     [
         (mlp((6,)), small(3, dtype=torch.float64)),
-        (mlp((6,), bias=True), small(dtype=torch.float64)),
-        (mlp((6,), norm="bn", affine=True), small(dtype=torch.float64)),
+        (mlp((6,), norm="bn"), small(dtype=torch.float64)),
         (mlp(()), small(dtype=torch.float64)),
         (convnet((4, 5)), images().to(dtype=torch.float64)),
         (convnet((4, 5), norm="bn"), images().to(dtype=torch.float64)),
@@ -309,11 +308,7 @@ def test_label_noise_is_nested_and_comes_from_the_seed() -> None:
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize(
     "arch",
-    [
-        *(mlp((9, 7), norm=norm) for norm in ("none", "bn", "wn", "lm")),
-        mlp((5,), bias=True),
-        mlp((9, 7), norm="bn", affine=True),
-    ],
+    [*(mlp((9, 7), norm=norm) for norm in ("none", "bn", "wn", "lm")), mlp((5,))],
     ids=str,
 )
 def test_history_holds_what_the_measuring_functions_give(arch: Architecture, classes: int) -> None:
