@@ -8,17 +8,18 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.timing import cpu_seconds, cuda_seconds, race, row
+from benchmarks.timing import by_hand, cpu_seconds, cuda_seconds, race, row
 from nclib.data import Data
 from nclib.networks.models import Architecture, convnet, resnet18
 from nclib.training.ensemble import Ensemble
 from nclib.training.optim import SGD, sgd
+from nclib.training.runs import Plan
 from nclib.training.session import Session
 
 REPEATS = 5
@@ -111,13 +112,10 @@ def _resnet(device: torch.device, size: Size, repeats: int) -> Iterator[dict[str
 
     ways: dict[str, Callable[[], object]] = {"eager": _eager_epoch(points, arch, opt("float32"), device)}
     for precision, last, graphs in (
-        ("float32", False, False), ("float32", True, False), ("float32", True, True),
-        ("tf32", True, True), ("bf16", True, True),
+        ("float32", False, False), ("float32", True, False), ("float32", True, True), ("tf32", True, True),
     ):  # fmt: skip
         session = _session(points, arch, opt(precision), [1.0], LAMBDA / 20, "loop")
-        if not last:
-            session.x = session.x.contiguous()
-        ways[f"{precision}{', channels-last' * last}{', graphs' * graphs}"] = _epoch(session, graphs)
+        ways[f"{precision}{', channels-last' * last}{', graphs' * graphs}"] = _epoch(session, graphs, last)
     ways["tf32, vmap, graphs"] = _epoch(_session(points, arch, opt("tf32"), [1.0], LAMBDA / 20, "vmap"))
     seconds = _race(device, repeats, **ways)
     peaks = {name: _peak_mebibytes(device, run) for name, run in ways.items()}
@@ -141,47 +139,40 @@ def _noise(count: int, classes: int, device: torch.device) -> Data:
 
 
 def _session(
-    points: Data, arch: Architecture, opt: SGD, starts: Sequence[float], decay: float, engine: str
+    points: Data, arch: Architecture, opt: SGD, starts: Sequence[float], decay: float, engine: Any
 ) -> Session:
     """What `nclib.train` would make of one network for each initial norm, before the first step."""
-    fixed = {"lr": opt.lr, "momentum": opt.momentum, "weight_decay": decay, "noise": 0.0}
-    members = [{"seed": seed, "init_norm": start, **fixed} for seed, start in enumerate(starts)]
-    return Session(points, arch, opt, members, [opt.epochs], (), False, engine)
+    grid = [{"seed": seed, "init_norm": start, "weight_decay": decay} for seed, start in enumerate(starts)]
+    plan = Plan.of(points, arch, opt, grid=grid, measure=(), engine=engine)
+    return Session(plan, plan.start())
 
 
 def _ensemble(session: Session) -> Ensemble:
     """All of a session's networks as one ensemble."""
-    return session.chunk(list(range(len(session.members)))).ensemble
+    return Ensemble(session.plan, session.state, range(len(session.plan.members)))
 
 
-def _epoch(session: Session, graphs: bool = True) -> Callable[[], object]:
+def _epoch(session: Session, graphs: bool = True, channels_last: bool = True) -> Callable[[], object]:
     """An epoch under the session's own settings of precision."""
     ensemble = _ensemble(session)
     ensemble._graphed = ensemble._graphed and graphs
+    if not channels_last:
+        ensemble.x = ensemble.x.contiguous()
 
     def epoch() -> None:
-        with session._settings():
+        with session.settings():
             ensemble.advance(0, 1)
 
     return epoch
 
 
 def _eager_epoch(points: Data, arch: Architecture, opt: SGD, device: torch.device) -> Callable[[], None]:
-    """An epoch as one writes it by hand: a data loader, float32 as PyTorch sets it up, nothing measured."""
+    """A loop written by hand over a data loader, in float32 as PyTorch sets it up."""
     net = arch.build(points.input_shape, len(points.classes)).to(device)
-    steps = torch.optim.SGD(net.parameters(), lr=opt.lr, momentum=opt.momentum, weight_decay=2 * LAMBDA)
     targets = torch.nn.functional.one_hot(points.labels, len(points.classes)).float()
     resident = TensorDataset(points.x.cpu(), targets.cpu())
     loader = DataLoader(resident, batch_size=opt.batch, shuffle=True, pin_memory=device.type == "cuda")
-
-    def epoch() -> None:
-        for x, y in loader:
-            f: Tensor = net(x.to(device, non_blocking=True))
-            steps.zero_grad()
-            (f - y.to(device, non_blocking=True)).square().mean().backward()
-            steps.step()
-
-    return epoch
+    return by_hand(net, replace(opt, weight_decay=LAMBDA), lambda: loader)
 
 
 def _race(device: torch.device, repeats: int, **entrants: Callable[[], object]) -> dict[str, float]:

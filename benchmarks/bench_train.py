@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.timing import cpu_seconds, race, row, wall_seconds
+from benchmarks.timing import by_hand, cpu_seconds, race, row, wall_seconds
 from nclib.data import Data, data
 from nclib.networks.models import Architecture, convnet, mlp
+from nclib.training import train
+from nclib.training.ensemble import Ensemble
 from nclib.training.measure import measure
-from nclib.training.optim import SGD, sgd
-from nclib.training.runs import Runs
-from nclib.training.session import Session
-from nclib.training.train import train
+from nclib.training.optim import sgd
+from nclib.training.runs import Plan, Runs
 
 REPEATS = 5
 MEMBERS = 32
@@ -121,16 +121,14 @@ def _images() -> Iterator[dict[str, Any]]:
     for norm in ("bn", "none"):
         arch = convnet(norm=norm)  # type: ignore[arg-type]
         opt = sgd(lr=0.003, momentum=0.9, batch=128, epochs=10**6, weight_decay=0.01)
-        member = dict(seed=0, lr=opt.lr, weight_decay=opt.weight_decay, momentum=0.9, init_norm=1.0, noise=0.0)
-        names = ("loss", "norms", "margins")
-        session = Session(points, arch, opt, [member], [opt.epochs], names, False, "auto")
-        (chunk,) = session._chunks()
+        plan = Plan.of(points, arch, opt, grid=dict(seed=[0]), measure=("loss", "norms", "margins"))
+        ensemble = Ensemble(plan, plan.start(), [0])
         loader = DataLoader(TensorDataset(points.x, points.y), batch_size=128, shuffle=True)
         seconds = _race(
-            ours=lambda: chunk.ensemble.advance(0, 1),  # noqa: B023
-            bare=_bare_loop(arch, opt, points, lambda: _slices(points)),
-            loader=_bare_loop(arch, opt, points, lambda: iter(loader)),  # noqa: B023
-            exact=lambda: measure(chunk.ensemble, points.x_test, session.y_test, names),  # noqa: B023
+            ours=lambda: ensemble.advance(0, 1),  # noqa: B023
+            bare=by_hand(arch.build(points.input_shape), opt, lambda: _slices(points)),
+            loader=by_hand(arch.build(points.input_shape), opt, lambda: loader),  # noqa: B023
+            exact=lambda: measure(ensemble),  # noqa: B023
         )
         note = f"four convolutions, {norm}, {len(points.x)} {source} images, batch 128"
         yield _row("epoch / bare loop on resident tensors", seconds["ours"], seconds["bare"], note, 1 / 1.05)
@@ -152,22 +150,6 @@ def _pictures() -> tuple[Data, str]:
 def _slices(points: Data) -> Iterator[tuple[Tensor, Tensor]]:
     y = points.y
     return ((points.x[index], y[index]) for index in torch.randperm(len(y)).split(128))
-
-
-def _bare_loop(
-    arch: Architecture, opt: SGD, points: Data, batches: Callable[[], Iterator[Any]]
-) -> Callable[[], None]:
-    """What one writes by hand: one epoch, nothing measured, nothing checked."""
-    net = arch.build(points.input_shape)
-    steps = torch.optim.SGD(net.parameters(), lr=opt.lr, momentum=opt.momentum, weight_decay=0.02)
-
-    def epoch() -> None:
-        for x, y in batches():
-            steps.zero_grad()
-            (net(x) - y).square().mean().backward()
-            steps.step()
-
-    return epoch
 
 
 # ----------------------------------------------------------------------------------------------------- disk

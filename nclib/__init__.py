@@ -36,10 +36,10 @@ from .theory.closed_forms import (
 from .theory.flow import exact_flow, flow
 from .theory.optima import convex_optimum, ufm_descent
 from .theory.relu import tangent_kernel
+from .training import train
 from .training.optim import sgd
 from .training.runs import Runs
 from .training.steps import Steps, step_by_step
-from .training.train import train
 
 __version__ = "0.1.0"
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any, Literal, Protocol
-
-__all__ = ["Bar", "audience", "bar", "shell"]
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 _LINE_EVERY = 30.0  # seconds between two lines of a log
 _DELAY = 2.0  # what is over sooner needs no bar
@@ -35,84 +33,66 @@ def audience() -> Literal["person", "log", "program"]:
     return "person" if sys.stdout is not None and sys.stdout.isatty() else "log"
 
 
-class Bar(Protocol):
-    """What `bar` yields."""
-
-    def update(self, done: int, note: str = "") -> None:
-        """Say that `done` of the total is finished."""
-
-
 @contextlib.contextmanager
-def bar(total: int, what: str, *, start: int = 0, show: bool | None = None) -> Iterator[Bar]:
+def bar(total: int, what: str, *, start: int = 0, show: bool = True) -> Iterator[Callable[[int, str], None]]:
     """Show how much of `total` is done and roughly how long the rest takes.
 
-    In a terminal and in a notebook that a person sits at, a bar that redraws itself; in a log file, a line
-    now and then; while a notebook is executed by a program, nothing.  Nothing either for what takes less
-    than two seconds.
+    Yields a function of what is done, and of a note about it.  A person sees a bar that redraws itself, a log
+    file gets a line now and then, a program nothing.  What takes less than two seconds shows nothing either.
 
     Parameters
     ----------
-    total : amount of work.
-    what : what is going on, e.g. "train 32 networks".
-    start : how much was done before, by a run that is being resumed.
-    show : False is silent.
+    total
+        Amount of work.
+    what
+        What is going on, e.g. "train 32 networks".
+    start
+        How much was done before, by a run that is being resumed.
+    show
+        False is silent.
 
     Examples
     --------
-    >>> with bar(10, "count") as progress:
-    ...     progress.update(10)
+    >>> with bar(10, "count") as update:
+    ...     update(10, "all of it")
     """
-    watched = audience() if show is None or show else "program"
-    if watched == "person":
+    watching = audience() if show else "program"
+    if watching == "log":
+        yield _lines(total, what, start)
+    elif watching == "program":
+        yield lambda done, note: None
+    else:
         from tqdm import tqdm
 
         shown = tqdm(
             total=total, initial=start, desc=what, file=sys.stdout, leave=False, delay=_DELAY, unit="epoch",
             dynamic_ncols=True,
         )  # fmt: skip
-        try:
-            yield _Redrawn(shown)
-        finally:
-            shown.close()
-    elif watched == "log":
-        yield _Lines(total, what, start)
-    else:
-        yield _Silent()
+
+        def redraw(done: int, note: str) -> None:
+            if note:
+                shown.set_postfix_str(note, refresh=False)
+            shown.update(done - shown.n)
+
+        with shown:
+            yield redraw
 
 
-class _Silent:
-    def update(self, done: int, note: str = "") -> None:
-        pass
+def _lines(total: int, what: str, start: int) -> Callable[[int, str], None]:
+    began = printed = time.monotonic()
 
-
-class _Redrawn:
-    def __init__(self, shown: Any) -> None:
-        self.shown = shown
-
-    def update(self, done: int, note: str = "") -> None:
-        if note:
-            self.shown.set_postfix_str(note, refresh=False)
-        self.shown.update(done - self.shown.n)
-
-
-class _Lines:
-    def __init__(self, total: int, what: str, start: int) -> None:
-        self.total, self.what, self.start = total, what, start
-        self.began = self.printed = time.monotonic()
-
-    def update(self, done: int, note: str = "") -> None:
+    def line(done: int, note: str) -> None:
+        nonlocal printed
         now = time.monotonic()
-        if now - self.printed < _LINE_EVERY or done <= self.start:
+        if now - printed < _LINE_EVERY or done <= start:
             return
-        self.printed = now
-        spent = now - self.began
-        left = spent * (self.total - done) / (done - self.start)
-        note = f", {note}" if note else ""
-        print(
-            f"{self.what}: {done}/{self.total} ({done / self.total:.0%}), {_clock(spent)} spent, "
-            f"about {_clock(left)} left{note}",
-            flush=True,
-        )
+        printed, spent = now, now - began
+        left = spent * (total - done) / (done - start)
+        share = f"{done}/{total} ({done / total:.0%})"
+        times = f"{_clock(spent)} spent, about {_clock(left)} left"
+        print(f"{what}: {share}, {times}{f', {note}' if note else ''}", flush=True)
+
+    return line
 
 
 def _clock(seconds: float) -> str:

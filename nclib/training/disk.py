@@ -1,8 +1,8 @@
 """Training runs on disk: named by what was computed, written whole or not at all, never unpickled.
 
 A run lives in a folder of its own under the folder that ``NCLIB_RUNS`` names (unset: nothing is written).
-The name is a hash of the configuration, the data and the code, so that a result is found again exactly if
-running it again would give the same.  In the folder:
+The name is a hash of the plan, the data and the code, so that a result is found again exactly if running it
+again would give the same.  In the folder:
 
 ``state.safetensors``  the truth: weights, momenta, history, and a checksum over all of it, in one file that
     is replaced atomically.  A process killed at any moment leaves the old one or the new one.
@@ -11,121 +11,31 @@ running it again would give the same.  In the folder:
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import errno
+import dataclasses
+import dis
 import functools
 import hashlib
 import importlib.resources
+import importlib.util
 import json
 import os
-import time
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["RunFolder", "code_version", "data_version", "identity", "open_run", "runs_folder"]
+from ..files import canonical, fingerprint, lock, write
 
-FORMAT = 1
 STATE = "state.safetensors"
 Arrays = dict[str, NDArray[Any]]
-
-# The code that decides what a run computes: these modules and all that they import, but for those that only
-# carry results about or bring data, which are known by their contents.
-_ROOTS = ("training.session", "data.raw")
-_ASIDE = {"data", "scale", "screen", "training.runs", "training.disk"}
-
-
-def runs_folder() -> Path | None:
-    """The folder in which runs are kept, from ``NCLIB_RUNS``; None if it is unset or empty.
-
-    Examples
-    --------
-    >>> folder = runs_folder()
-    """
-    name = os.environ.get("NCLIB_RUNS")
-    return Path(name).expanduser() if name else None
-
-
-@functools.cache
-def code_version() -> str:
-    """Hash of the code that decides results: this package's modules, without comments and docstrings.
-
-    Examples
-    --------
-    >>> len(code_version())
-    16
-    """
-    digest = hashlib.sha256()
-    for name, tree in sorted(_modules().items()):
-        digest.update(f"{name} {_meaning(tree)}".encode())
-    return digest.hexdigest()[:16]
-
-
-def _modules() -> dict[str, ast.Module]:
-    """The syntax trees of the modules that decide results, by their names within this package."""
-    # As resources, not as files: the package may lie in a zip.
-    package = importlib.resources.files("nclib")
-    found: dict[str, ast.Module] = {}
-    queue = list(_ROOTS)
-    while queue:
-        name = queue.pop()
-        if name in found or name in _ASIDE:
-            continue
-        *folders, module = name.split(".")
-        file = package.joinpath(*folders, f"{module}.py")
-        if not file.is_file():
-            folders.append(module)
-            file = package.joinpath(*folders, "__init__.py")
-        found[name] = ast.parse(file.read_text(encoding="utf-8"))
-        for node in ast.walk(found[name]):
-            if isinstance(node, ast.ImportFrom) and node.level and node.module:
-                queue.append(".".join([*folders[: len(folders) + 1 - node.level], node.module]))
-    return found
-
-
-def _meaning(tree: ast.Module) -> str:
-    """Code as Python understands it: without comments, layout and docstrings."""
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and _is_docstring(body[0]):
-            del body[0]
-    return ast.dump(tree, annotate_fields=False)
-
-
-def _is_docstring(node: ast.AST) -> bool:
-    constant = node.value if isinstance(node, ast.Expr) else None
-    return isinstance(constant, ast.Constant) and isinstance(constant.value, str)
-
-
-def data_version(*tensors: Tensor) -> str:
-    """Hash of the contents, shapes and types of tensors.
-
-    Examples
-    --------
-    >>> import torch
-    >>> data_version(torch.zeros(2)) == data_version(torch.zeros(2))
-    True
-    >>> data_version(torch.zeros(2)) == data_version(torch.zeros(2, 1))
-    False
-    """
-    return _digest({str(i): t.detach().cpu().contiguous().numpy() for i, t in enumerate(tensors)})
-
-
-def identity(config: Mapping[str, Any]) -> str:
-    """Hash of a configuration made of what JSON knows; the order of the keys does not matter.
-
-    Examples
-    --------
-    >>> identity({"a": 1, "b": [2.0]}) == identity({"b": [2.0], "a": 1})
-    True
-    """
-    return hashlib.sha256(_canonical(config).encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -137,40 +47,43 @@ def open_run(name: str, config: Callable[[], Mapping[str, Any]]) -> Iterator[Run
 
     Parameters
     ----------
-    name : start of the folder's name, for people.
-    config : returns all that the result depends on; not called where no runs are kept.
+    name
+        Start of the folder's name, for people.
+    config
+        Returns all that the result depends on; not called where no runs are kept.
 
     Raises
     ------
     OSError
-        If ``NCLIB_RUNS`` names a place where no run can be written.
+        ``NCLIB_RUNS`` names a place where no run can be written.
     """
-    base = runs_folder()
-    if base is None:
+    base = os.environ.get("NCLIB_RUNS")
+    if not base:
         yield None
         return
     values = config()
-    key = identity(values)
-    run = RunFolder(base / f"{name}-{key[:16]}", key)
+    key = fingerprint(values)
+    run = RunFolder(Path(base).expanduser() / f"{name}-{key[:16]}", key)
     if run.finished():
         yield run
         return
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(run.path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"NCLIB_RUNS={str(base)!r}: no run can be written there ({error.strerror}); "
-            "name another folder, or unset the variable to keep no runs",
-        ) from error
-    try:
-        if _lock(lock, run.path.name):
-            run.sweep()
-        _write_atomically(run.path / "config.json", _pretty({"key": key, **values}), fatal=False)
+    with contextlib.ExitStack() as stack:
+        waiting = f"{run.path.name}: another process is training this run; waiting for it"
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(lock(run.path / "lock", waiting=waiting))
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"NCLIB_RUNS={base!r}: no run can be written there ({error.strerror}); "
+                "name another folder, or unset the variable to keep no runs",
+            ) from error
+        with contextlib.suppress(OSError):
+            if held:  # what killed processes left half written
+                for file in run.path.glob(".*.tmp"):
+                    file.unlink()
+            write(run.path / "config.json", json.dumps({"key": key, **values}, indent=1, ensure_ascii=False) + "\n")
         yield run
-    finally:
-        os.close(lock)  # which releases it, as does the death of the process
 
 
 class RunFolder:
@@ -184,7 +97,7 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether a whole and finished result lies here."""
         with contextlib.suppress(OSError, ValueError):
-            state = _read(self.path / STATE, self.key)
+            state = read(self.path / STATE, self.key)
             self._finished = state if state[1].get("finished") else None
         return self._finished is not None
 
@@ -198,34 +111,28 @@ class RunFolder:
             return self._finished
         file = self.path / STATE
         try:
-            return _read(file, self.key)
+            return read(file, self.key)
         except FileNotFoundError:
             return None
         except ValueError as error:
-            aside = _free_name(file)
+            names = (file.with_name(f"{file.name}{'' if i == 0 else f'.{i}'}.corrupt") for i in range(10_000))
+            aside = next(name for name in names if not name.exists())
             os.replace(file, aside)
             warnings.warn(f"{file}: {error}; set aside as {aside.name}, the run starts afresh", stacklevel=3)
             return None
 
-    def save(self, arrays: Mapping[str, Tensor | NDArray[Any]], notes: Mapping[str, Any]) -> bool:
-        """Replace the state by this one.  Where that fails, warn once, keep the old one and return False."""
+    def save(self, arrays: Mapping[str, Tensor | NDArray[Any]], notes: Mapping[str, Any]) -> None:
+        """Replace the state by this one; where that fails, warn once and keep the old one."""
         from safetensors.numpy import save
 
-        plain = {
-            name: np.ascontiguousarray(a.detach().cpu().numpy() if isinstance(a, Tensor) else a)
-            for name, a in arrays.items()
-        }
-        text = _canonical({**notes, "key": self.key, "format": FORMAT})
-        header = {"notes": text, "sha256": _digest(plain, text)}
-        return self._try(STATE, save(plain, metadata=header))
+        plain = {name: _array(a) for name, a in arrays.items()}
+        text = canonical({**notes, "key": self.key})
+        self.export(STATE, save(plain, metadata={"notes": text, "sha256": _checksum(plain, text)}))
 
-    def export(self, file: str, text: str) -> bool:
-        """Write a file for people beside the state."""
-        return self._try(file, text.encode())
-
-    def _try(self, file: str, content: bytes) -> bool:
+    def export(self, file: str, content: bytes | str) -> None:
+        """Write a file; where that fails, warn once."""
         try:
-            _write_atomically(self.path / file, content)
+            write(self.path / file, content)
         except OSError as error:
             if not self._warned:
                 warnings.warn(
@@ -234,17 +141,10 @@ class RunFolder:
                     stacklevel=3,
                 )
             self._warned = True
-            return False
-        return True
-
-    def sweep(self) -> None:
-        """Remove what killed processes left half written."""
-        for file in self.path.glob(".*.tmp"):
-            with contextlib.suppress(OSError):
-                file.unlink()
 
 
-def _read(file: Path, key: str) -> tuple[Arrays, dict[str, Any]]:
+def read(file: Path, key: str) -> tuple[Arrays, dict[str, Any]]:
+    """A state and its notes; ValueError if it is damaged or another run's."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -253,80 +153,183 @@ def _read(file: Path, key: str) -> tuple[Arrays, dict[str, Any]]:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         notes: dict[str, Any] = json.loads(header["notes"])
         arrays = load(content)
-        intact = header["sha256"] == _digest(arrays, header["notes"])
+        intact = header["sha256"] == _checksum(arrays, header["notes"])
     except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"damaged, or not written by nclib ({type(error).__name__})") from error
     if not intact:
         raise ValueError("damaged: its checksum is wrong")
-    if notes["key"] != key or notes["format"] != FORMAT:
+    if notes["key"] != key:
         raise ValueError("it belongs to another run")
     return arrays, notes
 
 
-def _digest(arrays: Mapping[str, NDArray[Any]], text: str = "") -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+def _checksum(arrays: Arrays, text: str) -> str:
+    return fingerprint([text, {name: digest(array) for name, array in arrays.items()}])
 
 
-def _write_atomically(file: Path, content: bytes, *, fatal: bool = True) -> None:
-    """Write aside, force to disk, rename: whoever reads finds the old file or the new one."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+# ------------------------------------------------------------------------------- what a result depends on
+
+
+@functools.cache
+def code_version() -> str:
+    """Hash of all modules of this package.
+
+    Examples
+    --------
+    >>> len(code_version())
+    64
+    """
+
+    def sources(folder: Any, path: str) -> Iterator[tuple[str, str]]:
+        for entry in folder.iterdir():
+            if entry.is_dir():
+                yield from sources(entry, f"{path}{entry.name}/")
+            elif entry.name.endswith(".py"):
+                yield path + entry.name, entry.read_text(encoding="utf-8")
+
+    # As resources, not as files: the package may lie in a zip.
+    return fingerprint(dict(sources(importlib.resources.files("nclib"), "")))
+
+
+def digest(values: Tensor | NDArray[Any] | np.generic) -> list[Any]:
+    """Type, shape and hash of numbers.
+
+    Examples
+    --------
+    >>> pair = torch.zeros(2)
+    >>> digest(pair) == digest(np.zeros(2, dtype="f4")), digest(pair) == digest(torch.zeros(2, 1))
+    (True, False)
+    """
+    array = _array(values)
+    return [array.dtype.str, array.shape, hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()]
+
+
+def _array(values: Tensor | NDArray[Any] | np.generic) -> NDArray[Any]:
+    return np.asarray(values.detach().cpu().numpy() if isinstance(values, Tensor) else values, order="C")
+
+
+def meaning(function: Callable[..., Any]) -> Any:
+    """What a function does, for JSON: its code, and by value all that it reads besides its arguments.
+
+    Names, comments and layout do not matter.
+
+    Raises
+    ------
+    ValueError
+        It reads something of which the value cannot be told: the message names it.
+
+    Examples
+    --------
+    >>> double, triple, also_double = (lambda net, c=c: c * net for c in (2, 3, 2))
+    >>> meaning(double) == meaning(triple), meaning(double) == meaning(also_double)
+    (False, True)
+    """
     try:
-        with aside.open("wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(aside, file)
-        _sync_folder(file.parent)
-    except OSError:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        if fatal:
-            raise
+        return _meaning(function, "the function", [])
+    except _NotTold as what:
+        raise ValueError(
+            f"measure={function!r}: it reads {what}, whose value cannot be made part of a run's name on disk; pass "
+            "a function that reads numbers, texts, arrays, tensors and functions only, or unset NCLIB_RUNS"
+        ) from None
 
 
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every system lets a folder be opened
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+class _NotTold(Exception):
+    """Raised with the name and the type of what a function reads."""
 
 
-def _lock(handle: int, name: str) -> bool:
-    """Wait for the lock; False where the file system has none, and two processes write the same twice."""
-    try:
-        import fcntl
-    except ImportError:
-        return False
-    said = False
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                return False
-            if not said:
-                print(f"{name}: another process is training this run; waiting for it", flush=True)
-            said = True
-            time.sleep(0.1)
-        else:
-            return True
+def _meaning(value: Any, name: str, inside: list[Any]) -> Any:
+    """The value as JSON; `inside` are the functions that it was found in, one in the other."""
+
+    def each(**parts: Any) -> dict[str, Any]:
+        return {key: _meaning(part, f"{key} of {name}", inside) for key, part in parts.items()}
+
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    owner = getattr(value, "__self__", None)
+    if value is None or (isinstance(value, _PLAIN) and _installed(kind)):
+        return [kind, repr(value)]
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        with contextlib.suppress(TypeError):  # objects, and types that NumPy does not know
+            return [kind, *digest(value)]
+    elif callable(value) and owner is not None and not isinstance(owner, ModuleType):  # a bound method
+        return [value.__name__, each(owner=owner, function=getattr(value, "__func__", None))]
+    elif isinstance(value, functools.partial):
+        return [kind, each(func=value.func, args=value.args, keywords=value.keywords)]
+    elif isinstance(value, ModuleType) and _installed(value.__name__):
+        return [kind, value.__name__]
+    elif callable(value) and (address := _address(value)):
+        return address
+    elif isinstance(value, FunctionType):
+        if value in inside:
+            return [kind, inside.index(value)]
+        read = each(defaults=value.__defaults__, kwdefaults=value.__kwdefaults__)
+        read |= {key: _meaning(part, key, [*inside, value]) for key, part in _reads(value).items()}
+        return [_instructions(value.__code__), read]
+    elif isinstance(value, Mapping) and _installed(kind):
+        return [kind, [each(key=key, value=part) for key, part in value.items()]]
+    elif isinstance(value, list | tuple | set | frozenset) and _installed(kind):
+        parts = [_meaning(part, f"an entry of {name}", inside) for part in value]
+        return [kind, parts if isinstance(value, list | tuple) else sorted(parts, key=canonical)]
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type) and _installed(kind):
+        return [kind, each(**{f.name: getattr(value, f.name) for f in dataclasses.fields(value)})]
+    raise _NotTold(f"{name} ({kind})")
 
 
-def _free_name(file: Path) -> Path:
-    names = (file.with_name(f"{file.name}{'' if i == 0 else f'.{i}'}.corrupt") for i in range(10_000))
-    return next(name for name in names if not name.exists())
+_PLAIN = (str, bytes, int, float, complex, range, slice, np.dtype, torch.dtype, torch.device)
 
 
-def _canonical(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+def _installed(module: str) -> bool:
+    """Whether a module is Python's, this package's or one that pip put there, and known by its name."""
+    root = module.partition(".")[0]
+    if root == "nclib" or root in sys.stdlib_module_names:
+        return True
+    with contextlib.suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(root)
+        return spec is not None and not {"site-packages", "dist-packages"}.isdisjoint(Path(spec.origin or "").parts)
+    return False
 
 
-def _pretty(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+def _address(value: Any) -> list[str] | None:
+    """The module and the name by which an installed function or class is imported; None for anything else."""
+    home = getattr(value, "__self__", None)  # of a builtin function
+    if not isinstance(home, ModuleType):
+        home = sys.modules.get(getattr(value, "__module__", None) or type(value).__module__)
+    for name in (getattr(value, "__qualname__", ""), getattr(value, "__name__", "")):
+        found = functools.reduce(lambda thing, part: getattr(thing, part, None), name.split("."), home)
+        if found is value and home and _installed(home.__name__):
+            return [home.__name__, name]
+    return None
+
+
+def _reads(function: FunctionType) -> dict[str, Any]:
+    """Variables that a function, or one defined in it, reads from the functions and the module around it."""
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    found = {name: cell.cell_contents for name, cell in cells}
+    for step in (step for code in _codes(function.__code__) for step in dis.get_instructions(code)):
+        if step.opname == "IMPORT_NAME" and not _installed(step.argval):
+            raise _NotTold(f"{step.argval or 'a module of its own package'} (module)")
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval in function.__globals__:
+            found[step.argval] = function.__globals__[step.argval]
+    return found
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """Code, and that of the functions defined in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _instructions(code: CodeType) -> list[Any]:
+    """What the interpreter does: all of the code but the names of files and functions, and line numbers."""
+
+    def constant(value: Any) -> Any:
+        if isinstance(value, CodeType):
+            return _instructions(value)
+        # The order of a set changes from process to process.
+        return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)
+
+    counts = code.co_argcount, code.co_kwonlyargcount, code.co_flags
+    names = code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
+    constants = [constant(value) for value in code.co_consts]
+    return [code.co_code.hex(), code.co_exceptiontable.hex(), counts, names, constants]

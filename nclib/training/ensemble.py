@@ -2,8 +2,7 @@ r"""Networks that are trained together: their parameters, batches, gradients and
 
 An `Ensemble` holds M networks of one architecture that differ in the values of their hyper-parameters.
 Parameters, gradients and momenta are each one flat tensor in which every parameter is a block (M, ...),
-so that a step of SGD is a handful of operations, whatever M and the depth.  Three engines compute
-gradients; `choose` picks one:
+so that a step of SGD is a handful of operations, whatever M and the depth.  Three engines compute gradients:
 
 ``stacked``  batched matrix products without autograd (`nclib.training.stacked`): perceptrons.
 ``vmap``     `torch.func.vmap` over any architecture: where launching operations is what costs, on a GPU.
@@ -13,23 +12,19 @@ gradients; `choose` picks one:
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 
-from ..networks.models import MLP, Architecture, Net
-from .optim import SGD, mean_loss
-from .stacked import Activations, StackedMLP, can_stack
-
-__all__ = ["Ensemble", "choose", "chunk_size", "permutation", "subsets", "threads_for"]
-
-Engine = Literal["stacked", "vmap", "loop"]
+from ..networks.models import MLP, Net
+from .optim import mean_loss
+from .runs import Plan, State
+from .stacked import Activations, StackedMLP
 
 # Numbers (not bytes) of activations that members share a step for; measured on a CPU, a guess on a GPU.
 _ROOM = {"cpu": 2**21, "cuda": 2**30}
@@ -38,35 +33,28 @@ _SMALL = 5e6
 _ALIGN = 16  # numbers, 64 bytes of float32
 
 
-def choose(arch: Architecture, opt: SGD, device: torch.device) -> Engine:
-    """The engine that measured fastest for this architecture on this kind of device."""
-    if can_stack(arch) and opt.precision != "bf16":
-        return "stacked"
-    return "vmap" if device.type == "cuda" else "loop"
-
-
-def chunk_size(net: Net, n: int, members: int, engine: Engine) -> int:
-    """How many members to train as one: as many as keep the activations of a batch of n in a cache."""
-    if engine == "loop":
+def chunk_size(plan: Plan) -> int:
+    """How many members to train as one: as many as keep the activations of a batch in a cache."""
+    if plan.engine == "loop":
         return 1
-    room = _ROOM.get(next(net.parameters()).device.type, _ROOM["cpu"])
-    most = max(1, min(members, room // (n * widths(net))))
-    return -(-members // -(-members // most))  # the fewest chunks, of about equal size
+    count, room = len(plan.members), _ROOM.get(plan.data.x.device.type, _ROOM["cpu"])
+    most = max(1, min(count, room // (plan.batch * widths(plan))))
+    return -(-count // -(-count // most))  # the fewest chunks, of about equal size
 
 
-def widths(net: Net) -> int:
-    """Numbers that one sample leaves in the network: its input and all activations."""
-    if isinstance(net.arch, MLP):
-        return math.prod(net.input_shape) + sum(net.arch.widths) + net.outputs
-    _, height, width = net.input_shape
-    return height * width * max(net.arch.widths)
+def widths(plan: Plan) -> int:
+    """Numbers that one sample leaves in a network: its input and all activations."""
+    arch, shape = plan.arch, plan.data.input_shape
+    if isinstance(arch, MLP):
+        return math.prod(shape) + sum(arch.widths) + plan.outputs
+    return shape[1] * shape[2] * max(arch.widths)
 
 
 @contextlib.contextmanager
-def threads_for(net: Net, n: int, members: int) -> Iterator[None]:
+def threads_for(plan: Plan, state: State) -> Iterator[None]:
     """One thread, where the products of a step are too small to share; the former number afterwards."""
     before = torch.get_num_threads()
-    if isinstance(net.arch, MLP) and n * members * sum(p.numel() for p in net.parameters()) < _SMALL:
+    if isinstance(plan.arch, MLP) and plan.batch * sum(p.numel() for p in state.params.values()) < _SMALL:
         torch.set_num_threads(1)
     try:
         yield
@@ -75,58 +63,42 @@ def threads_for(net: Net, n: int, members: int) -> Iterator[None]:
 
 
 class Ensemble:
-    """M networks of one architecture and all that training them needs, on one device.
+    """The members of a plan with these numbers, from their parameters and momenta in a state, which are copied."""
 
-    Parameters
-    ----------
-    net : a network of the architecture, on the device; its own parameters do not matter.
-    params, momenta : by parameter name, each (M, ...); copied.
-    hyper : for each member the numbers `seed`, `lr`, `momentum`, `weight_decay`.
-    opt : what the members share.
-    x : (N, ...) inputs.
-    y : targets, (N, K) for all members or (M, N, K).
-    engine : see the module.
-    """
-
-    def __init__(
-        self,
-        net: Net,
-        params: Mapping[str, Tensor],
-        momenta: Mapping[str, Tensor],
-        hyper: Sequence[Mapping[str, Any]],
-        opt: SGD,
-        x: Tensor,
-        y: Tensor,
-        engine: Engine,
-    ) -> None:
-        self.net, self.opt, self.x, self.y, self.engine = copy.deepcopy(net).train(), opt, x, y, engine
-        self.members, self.n, self.norm = len(hyper), len(x), net.arch.norm
+    def __init__(self, plan: Plan, state: State, numbers: Sequence[int]) -> None:
+        self.plan, self.opt, self.numbers = plan, plan.opt, list(numbers)
+        self.members, self.n, self.norm = len(self.numbers), plan.n, plan.arch.norm
+        self.x, self.y = plan.x, plan.y if plan.y.dim() == 2 else plan.y[self.numbers]
+        self.net = plan.net().train()  # whose own parameters do not matter
+        hyper = [plan.members[i] for i in self.numbers]
         self.seeds = [int(h["seed"]) for h in hyper]
-        self._allocate(params, momenta)
+        self._allocate(
+            {name: p[self.numbers] for name, p in state.params.items()},
+            {name: p[self.numbers] for name, p in state.momenta.items()},
+        )
         self.lr = self._spread([-h["lr"] for h in hyper])
         self.momentum = self._spread([h["momentum"] for h in hyper])
         self.decay = self._spread([2 * h["weight_decay"] for h in hyper])
         self.decay_each = self.flat.new_tensor([2 * h["weight_decay"] for h in hyper])
         self.stack: StackedMLP | None = None
-        if engine == "stacked":
-            self.stack = StackedMLP(net.arch, self.params, self.grads, opt.loss, opt.reduction)
-            self.x = x.flatten(1)
-            self.x_t, self.y_t = self.x.t(), y.mT
-        elif engine == "loop":
+        if plan.engine == "stacked":
+            self.stack = StackedMLP(plan.arch, self.params, self.grads, self.opt.loss, self.opt.reduction)
+            self.x = self.x.flatten(1)
+            self.x_t, self.y_t = self.x.t(), self.y.mT
+        elif plan.engine == "loop":
             for name, p in self.net.named_parameters():
                 p.data, p.grad = self.params[name][0], self.grads[name][0]
-        self.table = y.reshape(-1, y.shape[-1])  # one row for each target, member after member
-        self.offsets = torch.arange(self.members, device=y.device).unsqueeze(1) * self.n
-        self.batch = self.n if opt.batch is None else min(opt.batch, self.n)
-        self.steps_per_epoch = math.ceil(self.n / self.batch)
+        self.table = self.y.reshape(-1, self.y.shape[-1])  # one row for each target, member after member
+        self.offsets = torch.arange(self.members, device=self.y.device).unsqueeze(1) * self.n
+        self.batch, self.steps_per_epoch = plan.batch, plan.steps_per_epoch
         self._rooms: dict[int, Activations] = {}
         # Capturing a graph costs some steps; a rate that never stays would ask for one an epoch.
-        self._graphed = x.is_cuda and opt.schedule != "cosine"
+        self._graphed = self.x.is_cuda and self.opt.schedule != "cosine"
         self._graphs: dict[tuple[int, float], tuple[Any, Tensor, Tensor]] = {}
 
     def _allocate(self, params: Mapping[str, Tensor], momenta: Mapping[str, Tensor]) -> None:
         """Flat tensors for parameters, gradients and momenta; decaying parameters come first."""
-        self.decay_on = self.opt.decays(self.net.arch)
+        self.decay_on = self.opt.decays(self.plan.arch)
         names = [name for name, _ in self.net.named_parameters()]
         self.decaying = _decaying(names, self.decay_on)
         order = self.decaying + [name for name in names if name not in self.decaying]
@@ -201,7 +173,7 @@ class Ensemble:
         """Gradients of the loss without weight decay into `grads`, and into `size` what `advance` returns."""
         if self.stack:
             self._stacked_gradient(self.stack, index, size)
-        elif self.engine == "loop":
+        elif self.plan.engine == "loop":
             self._loop_gradient(index, size)
         else:
             self._vmap_gradient(index, size)
@@ -243,10 +215,8 @@ class Ensemble:
 
     def _loss(self, params: dict[str, Tensor] | None, x: Tensor, y: Tensor) -> Tensor:
         """Mean loss of one network, the ensemble's own or one with the parameters given."""
-        bf16 = self.opt.precision == "bf16"
-        with torch.autocast(x.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
-            f = self.net(x) if params is None else functional_call(self.net, params, (x,))
-        return mean_loss(f.view(y.shape).to(y.dtype), y, self.opt.loss, self.opt.reduction)
+        f = self.net(x) if params is None else functional_call(self.net, params, (x,))
+        return mean_loss(f.view(y.shape), y, self.opt.loss, self.opt.reduction)
 
     # --------------------------------------------------------------------------------------- a step
 
@@ -312,7 +282,7 @@ class Ensemble:
 
     def member(self, i: int) -> Net:
         """Member i as a network, valid until the next call or step."""
-        if self.engine != "loop":
+        if self.plan.engine != "loop":
             with torch.no_grad():
                 for name, p in self.net.named_parameters():
                     p.copy_(self.params[name][i])

@@ -6,23 +6,15 @@ network, with reductions in float64: the numbers are those of `nclib.networks.re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-
 import torch
 from torch import Tensor
 
-from ..networks.models import Architecture, Net
+from ..networks.models import Net
 from ..networks.normalisation import calibrate, folded_weights
 from ..networks.readings import raw_margins, stable_ranks
 from .ensemble import Ensemble, widths
 from .optim import mean_loss
 
-__all__ = ["GROUPS", "check_measures", "measure"]
-
-GROUPS = ("loss", "test", "norms", "margins", "stable_rank", "collapse")
-"""Every name that `measure=` of `nclib.train` knows."""
-
-Function = Callable[[Net], Mapping[str, float]]
 Columns = dict[str, Tensor]  # each (M,) float64
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -31,84 +23,51 @@ _LARGE_ONE, _LARGE_ALL = 2**18, 2**25
 _CHUNK = 1024
 
 
-def check_measures(
-    measures: str | Sequence[str | Function] | None, arch: Architecture
-) -> tuple[str | Function, ...]:
-    """The measures to take: those asked for, or the default ones that this architecture has."""
-    if measures is None:
-        return ("loss", "test", "norms", "margins") if arch.homogeneous else ("loss", "test", "norms")
-    chosen = (measures,) if isinstance(measures, str) or callable(measures) else tuple(measures)
-    for name in chosen:
-        if not callable(name) and name not in GROUPS:
-            options = ", ".join(map(repr, GROUPS))
-            raise ValueError(f"measure={name!r}: unknown; write one of {options}, or a function of a network")
-    if "margins" in chosen and not arch.homogeneous:
-        raise ValueError(
-            f"measure='margins': {type(arch).__name__} has no rho to normalise them by (skip connections); "
-            "leave 'margins' out"
-        )
-    return chosen
-
-
 @torch.no_grad()
-def measure(
-    ensemble: Ensemble, x_test: Tensor, y_test: Tensor, measures: Sequence[str | Function]
-) -> tuple[Tensor, Columns]:
-    """Measure every member of an ensemble on its training set and on a test set.
-
-    Parameters
-    ----------
-    ensemble : M networks.
-    x_test, y_test : test inputs (n, ...) and targets (n, K); n may be 0.
-    measures : names of `GROUPS`, or functions that take a network in evaluation mode, calibrated, and
-        return numbers by name.
+def measure(ensemble: Ensemble) -> tuple[Tensor, Columns]:
+    """Measure every member of an ensemble as its plan says, on its training set and on the test set.
 
     Returns
     -------
-    finite : (M,), whether the member's loss is.
-    columns : column name to (M,) float64; NaN for a member whose loss is not finite.
+    finite
+        (M,), whether the member's loss is.
+    columns
+        Column name to (M,) float64; NaN for a member whose loss is not finite.
     """
-    names = [m for m in measures if isinstance(m, str)]
-    functions = [m for m in measures if not isinstance(m, str)]
-    size = ensemble.n * widths(ensemble.net)
+    plan = ensemble.plan
+    size = ensemble.n * widths(plan)
     large = size > _LARGE_ONE or size * ensemble.members > _LARGE_ALL
-    if not ensemble.stack or functions or "collapse" in names or large:
-        rows = [_measure_one(ensemble, i, x_test, y_test, names, functions) for i in range(ensemble.members)]
+    one_by_one = "collapse" in plan.measures or any(callable(m) for m in plan.measures)
+    if not ensemble.stack or one_by_one or large:
+        rows = [_measure_one(ensemble, i) for i in range(ensemble.members)]
         missing = torch.full((1,), torch.nan, dtype=torch.float64, device=ensemble.x.device)
-        names_of = dict.fromkeys(name for row in rows for name in row)
-        columns = {name: torch.cat([row.get(name, missing) for row in rows]) for name in names_of}
+        names = dict.fromkeys(name for row in rows for name in row)
+        columns = {name: torch.cat([row.get(name, missing) for row in rows]) for name in names}
     else:
-        f, f_test, folded = ensemble.stack.evaluate(ensemble.x, x_test.flatten(1))
-        targets = (ensemble.y, y_test)
-        columns = _summary(ensemble, slice(None), (f, f_test), targets, folded, names)
+        f, f_test, folded = ensemble.stack.evaluate(ensemble.x, plan.data.x_test.flatten(1))
+        columns = _summary(ensemble, slice(None), f, f_test, ensemble.y, folded)
     return columns.pop("_fit").isfinite(), columns
 
 
-def _measure_one(
-    ensemble: Ensemble,
-    member: int,
-    x_test: Tensor,
-    y_test: Tensor,
-    names: Sequence[str],
-    functions: Sequence[Function],
-) -> Columns:
-    net = ensemble.member(member)
+def _measure_one(ensemble: Ensemble, member: int) -> Columns:
+    net, measures, x_test = ensemble.member(member), ensemble.plan.measures, ensemble.plan.data.x_test
     x, y = ensemble.x, ensemble.y if ensemble.y.dim() == 2 else ensemble.y[member]
     f = calibrate(net, x).view(1, len(x), -1)
     net.eval()
     f_test = f.new_empty(1, 0, f.shape[2])
-    if "test" in names and len(x_test):
+    if "test" in measures and len(x_test):
         f_test = torch.cat([net(part) for part in torch.split(x_test, _CHUNK)]).view(1, len(x_test), -1)
     finite = _is_finite(net, f)
     if finite:
         folded = [w.unsqueeze(0) for w in folded_weights(net)]
     else:  # a network that has diverged under BN cannot be folded
         f, folded = f * torch.nan, [f.new_full((1, 1, 1), torch.nan, dtype=torch.float64) for _ in net.layers]
-    columns = _summary(ensemble, slice(member, member + 1), (f, f_test), (y, y_test), folded, names)
-    if "collapse" in names:
+    columns = _summary(ensemble, slice(member, member + 1), f, f_test, y, folded)
+    if "collapse" in measures:
         columns |= _collapse(net, x, y, finite)
-    for function in functions if finite else ():
-        columns |= {k: f.new_tensor([float(v)], dtype=torch.float64) for k, v in function(net).items()}
+    for function in measures:
+        if callable(function) and finite:
+            columns |= {k: f.new_tensor([float(v)], dtype=torch.float64) for k, v in function(net).items()}
     return columns
 
 
@@ -119,16 +78,11 @@ def _is_finite(net: Net, f: Tensor) -> bool:
 
 
 def _summary(
-    ensemble: Ensemble,
-    members: slice,
-    outputs: tuple[Tensor, Tensor],
-    targets: tuple[Tensor, Tensor],
-    folded: list[Tensor],
-    names: Sequence[str],
+    ensemble: Ensemble, members: slice, f: Tensor, f_test: Tensor, y: Tensor, folded: list[Tensor]
 ) -> Columns:
-    """Columns from outputs (M, N, K), targets ([M,] N, K) and folded weights (M, ...), training and test."""
-    f, f_test = (part.double() for part in outputs)
-    y, y_test = (part.double() for part in targets)
+    """Columns from outputs (M, N, K) on training and test set, targets ([M,] N, K) and folded weights (M, ...)."""
+    f, f_test, y, y_test = (part.double() for part in (f, f_test, y, ensemble.plan.y_test))
+    names = ensemble.plan.measures
     opt, columns = ensemble.opt, dict[str, Tensor]()
     kind = "mse" if opt.loss == "square" else "cross_entropy"
     fit = mean_loss(f, y, opt.loss, opt.reduction)
@@ -142,7 +96,7 @@ def _summary(
     norms = torch.stack([torch.linalg.vector_norm(w.flatten(1), dim=1) for w in folded])
     rho = norms.log().sum(0).exp()
     if "norms" in names:
-        if ensemble.net.arch.homogeneous:
+        if ensemble.plan.arch.homogeneous:
             columns["rho"] = rho
         columns |= {f"rho_{k}": norm for k, norm in enumerate(norms, start=1)}
         if ensemble.norm == "bn":  # what weight decay acts on

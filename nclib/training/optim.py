@@ -9,26 +9,31 @@ with $R=\sum_k\lVert W_k\rVert^2$, or $\rho^2$ under `norm="lm"`: the gradient g
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..networks.models import Architecture
-
-__all__ = ["SGD", "sgd"]
+from ..scale import base_seed
 
 Loss = Literal["square", "cross_entropy"]
 Reduction = Literal["mean", "sum"]
 Coding = Literal["auto", "sign", "one-hot"]
 DecayOn = Literal["auto", "layers", "last", "rho"]
-Precision = Literal["float32", "tf32", "bf16"]
+Precision = Literal["float32", "tf32"]
 Sampling = Literal["shuffle", "independent"]
 Schedule = str | tuple[tuple[int, float], ...]
+Grid = Mapping[str, Any] | Iterable[Mapping[str, Any]]
+Member = Mapping[str, Any]
+
+HYPER = ("seed", "lr", "weight_decay", "momentum", "init_norm", "noise")
+"""Hyper-parameters in which the members of a grid may differ."""
 
 _CHOICES = {
     "loss": get_args(Loss),
@@ -120,34 +125,42 @@ def sgd(
 
     Parameters
     ----------
-    lr : η > 0, the learning rate.
-    momentum : β in [0, 1).
-    batch : points in a mini-batch; None takes all of them (gradient descent).
-    epochs : passes over the data, ≥ 1.  With full batches an epoch is one step.
-    weight_decay : λ ≥ 0.
-    schedule : "constant"; "cosine", $η_t = η(1+\cos(π t/T))/2$ in epochs t; or pairs (epoch, factor),
-        e.g. ``((200, 0.1), (350, 0.01))``, each in force from its epoch on.
-    loss : "square", $\lVert f-y\rVert^2$; or "cross_entropy", which is $\ln(1+e^{-yf})$ for one output.
-    reduction : what the square loss does with K outputs: their "mean", $\frac1K\lVert f-y\rVert^2$ (as in
-        Xu et al. 2023 and `torch.nn.MSELoss`), or their "sum".  With one output they are the same.
-    coding : targets of two classes: "sign", one output and ±1, or "one-hot", two outputs.  "auto" is
-        "sign" for two classes and "one-hot" for more.
-    weight_decay_on : "layers", $\lambda\sum_k\lVert W_k\rVert^2$ (under weight normalisation
-        $\lambda\sum_kg_k^2$); "last", the last layer only; "rho", $\lambda\rho^2$ (the paper's model).
-        "auto" is "rho" under `norm="lm"` and "layers" otherwise.  Biases and BN's affine part never decay.
-    precision : "float32"; or, for speed on a GPU and only on request, "tf32" or "bf16" (autocast).
-    sampling : how batches are drawn, from the network's own seed.  "shuffle": every epoch visits every
-        point once, in a fresh order; the last batch may be smaller.  "independent": every batch is a
-        fresh set of `batch` different points, whatever the batches before it were; an epoch is still
-        ⌈N/batch⌉ steps.
-
-    Returns
-    -------
-    SGD
+    lr
+        η > 0, the learning rate.
+    momentum
+        β in [0, 1).
+    batch
+        Points in a mini-batch; None takes all of them (gradient descent).
+    epochs
+        Passes over the data, ≥ 1.  With full batches an epoch is one step.
+    weight_decay
+        λ ≥ 0.
+    schedule
+        "constant"; "cosine", $η_t = η(1+\cos(π t/T))/2$ in epochs t; or pairs (epoch, factor), e.g.
+        ``((200, 0.1), (350, 0.01))``, each in force from its epoch on.
+    loss
+        "square", $\lVert f-y\rVert^2$; or "cross_entropy", which is $\ln(1+e^{-yf})$ for one output.
+    reduction
+        What the square loss does with K outputs: their "mean", $\frac1K\lVert f-y\rVert^2$ (as in Xu et al.
+        2023 and `torch.nn.MSELoss`), or their "sum".  With one output they are the same.
+    coding
+        Targets of two classes: "sign", one output and ±1, or "one-hot", two outputs.  "auto" is "sign" for
+        two classes and "one-hot" for more.
+    weight_decay_on
+        "layers", $\lambda\sum_k\lVert W_k\rVert^2$ (under weight normalisation $\lambda\sum_kg_k^2$); "last", the
+        last layer only; "rho", $\lambda\rho^2$ (the paper's model).  "auto" is "rho" under `norm="lm"` and
+        "layers" otherwise.
+    precision
+        "float32"; or, for speed on a GPU and only on request, "tf32".
+    sampling
+        How batches are drawn, from the network's own seed.  "shuffle": every epoch visits every point once, in
+        a fresh order; the last batch may be smaller.  "independent": every batch is a fresh set of `batch`
+        different points, whatever the batches before it were; an epoch is still ⌈N/batch⌉ steps.
 
     Raises
     ------
-    ValueError : a number out of its range or an unknown choice.
+    ValueError
+        A number out of its range or an unknown choice.
 
     Notes
     -----
@@ -178,6 +191,39 @@ def sgd(
         float(lr), float(momentum), batch, epochs, float(weight_decay), _schedule(schedule), loss, reduction,
         coding, weight_decay_on, precision, sampling,
     )  # fmt: skip
+
+
+def members_of(grid: Grid | None, opt: SGD) -> list[Member]:
+    """Every member's hyper-parameters: those of the grid over the defaults."""
+    defaults = {
+        "seed": base_seed(), "lr": opt.lr, "weight_decay": opt.weight_decay, "momentum": opt.momentum,
+        "init_norm": 1.0, "noise": 0.0,
+    }  # fmt: skip
+    points = [defaults | dict(point) for point in _points(grid or {})]
+    if not points:
+        raise ValueError("grid: holds no member; give every hyper-parameter at least one value")
+    unknown = [key for point in points for key in point if key not in HYPER]
+    if unknown:
+        raise ValueError(f"grid: {unknown[0]!r} is no hyper-parameter; write one of {', '.join(HYPER)}")
+    return [{key: _value(key, point[key]) for key in HYPER} for point in points]
+
+
+def _points(grid: Grid) -> Iterable[Mapping[str, Any]]:
+    if not isinstance(grid, Mapping):
+        return grid
+    axes = [[v] if isinstance(v, int | float | str | tuple) else list(v) for v in grid.values()]
+    return (dict(zip(grid, values, strict=True)) for values in itertools.product(*axes))
+
+
+def _value(key: str, value: Any) -> Any:
+    """One value in a type that JSON and equality are at home with."""
+    if key == "seed":
+        if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 0:
+            raise ValueError(f"seed={value!r}: expected a whole number >= 0, e.g. seed=range(8)")
+        return int(value)
+    if key == "init_norm":
+        return tuple(map(float, value)) if isinstance(value, Sequence) else float(value)
+    return check_hyper(key, value)
 
 
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {

@@ -1,14 +1,15 @@
-"""What training leaves: the state that is saved, and `Runs`, through which it is read."""
+"""What one training is asked for (`Plan`), what it goes on from (`State`), and what it leaves (`Runs`)."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,16 +18,202 @@ from torch import Tensor
 
 from ..data import Data
 from ..data.raw import redraw
-from ..networks.models import Architecture, Net
+from ..networks.models import MLP, Architecture, Net
 from ..networks.normalisation import calibrate
-from .optim import SGD
+from ..scale import device
+from .disk import code_version, digest, meaning
+from .optim import SGD, Grid, Member, members_of, targets
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Runs", "State"]
+Function = Callable[[Net], Mapping[str, float]]
+Engine = Literal["stacked", "vmap", "loop"]
 
-Member = Mapping[str, Any]
+MEASURES = ("loss", "test", "norms", "margins", "stable_rank", "collapse")
+"""Every name that `measure=` of `nclib.train` knows."""
+
+_MEASUREMENTS = 50  # by default
+_ONE_DNN_BLOCK = 16  # channels, at most: 8 with AVX2
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """One training, checked and complete: all that its result depends on.  Made by `Plan.of`."""
+
+    data: Data
+    arch: Architecture
+    opt: SGD
+    members: Sequence[Member]
+    measured: Sequence[int]  # epochs after which to measure, in order; the last one of training among them
+    measures: Sequence[str | Function]
+    snapshots: bool
+    engine: Engine
+
+    @classmethod
+    def of(
+        cls,
+        data: Data,
+        arch: Architecture,
+        opt: SGD,
+        *,
+        grid: Grid | None = None,
+        measure_every: int | Iterable[int] | None = None,
+        measure: str | Sequence[str | Function] | None = None,
+        snapshots: bool = False,
+        engine: Literal["auto"] | Engine = "auto",
+    ) -> Plan:
+        """The plan of a call of `nclib.train` with these arguments; raises ValueError where they do not fit."""
+        data = data.to(device())
+        plan = cls(
+            data, arch, opt, members_of(grid, opt), _measured(measure_every, opt.epochs), _measures(measure, arch),
+            snapshots, _engine(engine, arch, data.x.device),
+        )  # fmt: skip
+        opt.decays(arch)  # raises where the two do not fit
+        opt.outputs(len(data.classes))
+        if arch.norm == "bn" and (plan.batch == 1 or plan.n % plan.batch == 1):
+            raise ValueError(
+                f"batch={opt.batch}: leaves a batch of one of the {plan.n} points, which batch norm cannot "
+                f"normalise; write batch={plan.batch + 1}"
+            )
+        return plan
+
+    @property
+    def n(self) -> int:
+        """Training points."""
+        return len(self.data.x)
+
+    @property
+    def batch(self) -> int:
+        """Points in a step."""
+        return self.n if self.opt.batch is None else min(self.opt.batch, self.n)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.n / self.batch)
+
+    @functools.cached_property
+    def outputs(self) -> int:
+        """Outputs of each network."""
+        return self.opt.outputs(len(self.data.classes))
+
+    @functools.cached_property
+    def x(self) -> Tensor:
+        """Training inputs as the engine takes them; channels-last, a loop is a quarter faster on a CPU."""
+        x = self.data.x
+        if self.engine == "loop" and x.dim() == 4 and self._bears_channels_last():
+            return x.contiguous(memory_format=torch.channels_last)
+        return x
+
+    @functools.cached_property
+    def y(self) -> Tensor:
+        """Training targets (N, K), or (M, N, K) where label noise makes them differ."""
+        if not any(m["noise"] for m in self.members):
+            return self._coded(self.data.labels)
+        return torch.stack([self._coded(self.data_of(m).labels) for m in self.members])
+
+    @functools.cached_property
+    def y_test(self) -> Tensor:
+        """Test targets (N_test, K)."""
+        return self._coded(self.data.labels_test)
+
+    def _coded(self, labels: Tensor) -> Tensor:
+        return targets(labels, self.outputs, len(self.data.classes), self.data.x.dtype)
+
+    def _bears_channels_last(self) -> bool:
+        """Whether no layer is a strided 1×1 convolution of fewer channels than oneDNN takes at a time.
+
+        With samples channels-last, oneDNN computes that layer's gradient beyond the end of its room (PyTorch
+        2.13: wrong numbers, or a crash).
+        """
+        shapes = self.arch.shapes(self.data.input_shape, self.outputs)
+        return not any(s.stride > 1 and s.weight[2:] == (1, 1) and s.weight[1] < _ONE_DNN_BLOCK for s in shapes)
+
+    def data_of(self, member: Member) -> Data:
+        """The data, with the share of the training labels redrawn that is this member's noise."""
+        if not member["noise"]:
+            return self.data
+        labels = redraw(self.data.labels.cpu().numpy(), len(self.data.classes), member["noise"], member["seed"])
+        return dataclasses.replace(self.data, labels=torch.from_numpy(labels).to(self.data.x.device))
+
+    def net(self, init_norm: float | Sequence[float] = 1.0, seed: int = 0) -> Net:
+        """One network as it starts, on the device."""
+        x = self.data.x
+        return self.arch.build(self.data.input_shape, self.outputs, init_norm, seed, x.dtype).to(x.device)
+
+    def start(self) -> State:
+        """Every member as its own seed makes it."""
+        nets = [dict(self.net(m["init_norm"], m["seed"]).named_parameters()) for m in self.members]
+        params = {name: torch.stack([net[name].detach() for net in nets]) for name in nets[0]}
+        momenta = {name: torch.zeros_like(p) for name, p in params.items()}
+        return State(params, momenta, np.full(len(self.members), -1))
+
+    def config(self) -> dict[str, Any]:
+        """All that the result depends on, for JSON."""
+        data = self.data
+        return {
+            "data": data.name,
+            "classes": data.classes,
+            "contents": [digest(part) for part in (data.x, data.labels, data.x_test, data.labels_test)],
+            "arch": {"type": type(self.arch).__name__, **dataclasses.asdict(self.arch)},
+            "opt": dataclasses.asdict(self.opt),
+            "members": self.members,
+            "measured": self.measured,
+            "measures": [m if isinstance(m, str) else meaning(m) for m in self.measures],
+            "snapshots": self.snapshots,
+            "engine": self.engine,
+            "device": data.x.device.type,
+            "torch": torch.__version__,
+            "code": code_version(),
+        }
+
+
+def _measured(every: int | Iterable[int] | None, epochs: int) -> list[int]:
+    """Epochs after which to measure, the last one among them."""
+    if every is None:
+        every = max(1, epochs // _MEASUREMENTS)
+    if not isinstance(every, int):
+        chosen = {int(epoch) for epoch in every}
+    elif every >= 1:
+        chosen = set(range(0, epochs, every))
+    else:
+        chosen = {-1}
+    if any(not 0 <= epoch <= epochs for epoch in chosen):
+        raise ValueError(
+            f"measure_every={every!r}: expected a number of epochs >= 1, or epochs between 0 and {epochs}, "
+            "e.g. measure_every=10"
+        )
+    return sorted(chosen | {epochs})
+
+
+def _measures(measures: str | Sequence[str | Function] | None, arch: Architecture) -> tuple[str | Function, ...]:
+    """The measures to take: those asked for, or the default ones that this architecture has."""
+    if measures is None:
+        return ("loss", "test", "norms", "margins") if arch.homogeneous else ("loss", "test", "norms")
+    chosen = (measures,) if isinstance(measures, str) or callable(measures) else tuple(measures)
+    for name in chosen:
+        if not callable(name) and name not in MEASURES:
+            options = ", ".join(map(repr, MEASURES))
+            raise ValueError(f"measure={name!r}: unknown; write one of {options}, or a function of a network")
+    if "margins" in chosen and not arch.homogeneous:
+        raise ValueError(
+            f"measure='margins': {type(arch).__name__} has no rho to normalise them by (skip connections); "
+            "leave 'margins' out"
+        )
+    return chosen
+
+
+def _engine(engine: Literal["auto"] | Engine, arch: Architecture, device: torch.device) -> Engine:
+    """The engine asked for, or the one that measured fastest for this architecture on this kind of device."""
+    if engine not in ("auto", *get_args(Engine)):
+        raise ValueError(f"engine={engine!r}: write 'auto', 'stacked', 'vmap' or 'loop'")
+    if engine == "stacked" and not isinstance(arch, MLP):
+        raise ValueError(f"engine='stacked': only for perceptrons; got {arch}. Write engine='auto'")
+    if engine != "auto":
+        return engine
+    if isinstance(arch, MLP):
+        return "stacked"
+    return "vmap" if device.type == "cuda" else "loop"
 
 
 @dataclass
@@ -58,17 +245,19 @@ class State:
         return arrays, notes
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], notes: Mapping[str, Any]) -> State:
+    def from_arrays(
+        cls, arrays: Mapping[str, NDArray[Any]], notes: Mapping[str, Any], device: torch.device
+    ) -> State:
         """The inverse of `to_arrays`."""
         groups: dict[str, dict[str, Tensor]] = {"params": {}, "momenta": {}}
         snapshots: dict[int, dict[str, Tensor]] = {}
         for name, array in arrays.items():
             group, _, rest = name.partition("/")
             if group in groups:
-                groups[group][rest] = torch.from_numpy(array)
+                groups[group][rest] = torch.from_numpy(array).to(device)
             elif group == "snapshots":
                 epoch, _, rest = rest.partition("/")
-                snapshots.setdefault(int(epoch), {})[rest] = torch.from_numpy(array)
+                snapshots.setdefault(int(epoch), {})[rest] = torch.from_numpy(array).to(device)
         columns = [
             {name: arrays[f"columns/{name}"][row] for name in notes["columns"]}
             for row in range(len(notes["measured"]))
@@ -84,23 +273,16 @@ class Runs:
 
     Attributes
     ----------
-    arch, opt : what was trained and how.
-    folder : where the run is kept on disk, or None.
+    arch, opt
+        What was trained and how.
+    folder
+        Where the run is kept on disk, or None.
     """
 
-    def __init__(
-        self,
-        data: Data,
-        arch: Architecture,
-        opt: SGD,
-        members: Sequence[Member],
-        state: State,
-        steps_per_epoch: int,
-        folder: Path | None,
-    ) -> None:
-        self.arch, self.opt, self.folder = arch, opt, folder
-        self._data, self._members, self._state = data, members, state
-        self._steps_per_epoch = steps_per_epoch
+    def __init__(self, plan: Plan, state: State, folder: Path | None) -> None:
+        self.arch, self.opt, self.folder = plan.arch, plan.opt, folder
+        # A copy, without the targets and the layout of inputs that training has made.
+        self._plan, self._state = dataclasses.replace(plan), state
 
     @functools.cached_property
     def history(self) -> pd.DataFrame:
@@ -112,14 +294,14 @@ class Runs:
         import pandas as pd
 
         names = list(dict.fromkeys(name for row in self._state.columns for name in row))
-        missing = np.full(len(self._members), np.nan)
+        missing = np.full(len(self._plan.members), np.nan)
         table = {name: [row.get(name, missing) for row in self._state.columns] for name in names}
         rows = []
-        for i, member in enumerate(self._members):
+        for i, member in enumerate(self._plan.members):
             for j, epoch in enumerate(self._state.measured):
                 ok = self._alive(i, epoch)
                 measured = {name: column[j][i] if ok else np.nan for name, column in table.items()}
-                place = {"epoch": epoch, "step": epoch * self._steps_per_epoch}
+                place = {"epoch": epoch, "step": epoch * self._plan.steps_per_epoch}
                 status = {"status": "ok" if ok else "diverged"}
                 rows.append({"member": i, **_plain(member), **place, **status, **measured})
                 if not ok:
@@ -140,7 +322,7 @@ class Runs:
         return pd.DataFrame(
             [
                 {"member": i, **_plain(m), "status": "ok" if at < 0 else "diverged", "diverged_at": int(at)}
-                for i, (m, at) in enumerate(zip(self._members, diverged, strict=True))
+                for i, (m, at) in enumerate(zip(self._plan.members, diverged, strict=True))
             ]
         )
 
@@ -149,17 +331,21 @@ class Runs:
 
         Parameters
         ----------
-        member : its number in `members`; or, instead,
-        **hyper : values of hyper-parameters that it alone has, e.g. ``model(seed=0, weight_decay=0.01)``.
-        epoch : with ``snapshots=True``, the measured epoch to take it from; otherwise the last.
+        member
+            Its number in `members`; or, instead,
+        **hyper
+            Values of hyper-parameters that it alone has, e.g. ``model(seed=0, weight_decay=0.01)``.
+        epoch
+            With ``snapshots=True``, the measured epoch to take it from; otherwise the last.
 
         Returns
         -------
-        Net : on the device it was trained on.
+        On the device it was trained on.
 
         Raises
         ------
-        ValueError : no or several members fit, the member diverged, or there is no snapshot.
+        ValueError
+            No or several members fit, the member diverged, or there is no snapshot.
         """
         i = self._find(member, hyper)
         params = self._state.params if epoch is None else self._snapshot(epoch)
@@ -168,32 +354,29 @@ class Runs:
                 f"member={i}: its training diverged at step {self._state.diverged[i]}, so it has no weights "
                 "to return; take another member (runs.members has their status)"
             )
-        dtype = next(iter(params.values())).dtype
-        outputs = self.opt.outputs(len(self._data.classes))
-        net = self.arch.build(self._data.input_shape, outputs, dtype=dtype).to(self._data.x.device)
+        net = self._plan.net()
         with torch.no_grad():
             for name, p in net.named_parameters():
                 p.copy_(params[name][i])
         if len(net.norms):
-            calibrate(net, self._data.x)
+            calibrate(net, self._plan.data.x)
         return net.eval()
 
     def data(self, member: int | None = None, **hyper: Any) -> Data:
         """The data a member was trained on: its own labels, where label noise redrew some."""
-        chosen = self._members[self._find(member, hyper)]
-        return with_noise(self._data, chosen["noise"], chosen["seed"])
+        return self._plan.data_of(self._plan.members[self._find(member, hyper)])
 
     def _find(self, member: int | None, hyper: Mapping[str, Any]) -> int:
-        count = len(self._members)
+        count = len(self._plan.members)
         if member is not None:
             if not 0 <= member < count:
                 raise ValueError(f"member={member}: there are {count} members, 0..{count - 1}")
             return member
-        unknown = [key for key in hyper if key not in self._members[0]]
+        unknown = [key for key in hyper if key not in self._plan.members[0]]
         if unknown:
-            known = ", ".join(self._members[0])
+            known = ", ".join(self._plan.members[0])
             raise ValueError(f"{unknown[0]}={hyper[unknown[0]]!r}: no hyper-parameter; write one of {known}")
-        found = [i for i, m in enumerate(self._members) if hyper.items() <= m.items()]
+        found = [i for i, m in enumerate(self._plan.members) if hyper.items() <= m.items()]
         if len(found) != 1:
             given = ", ".join(f"{key}={value!r}" for key, value in hyper.items()) or "no argument"
             raise ValueError(
@@ -210,23 +393,15 @@ class Runs:
 
     def _alive(self, member: int, epoch: int) -> bool:
         at = int(self._state.diverged[member])
-        return at < 0 or epoch * self._steps_per_epoch < at
+        return at < 0 or epoch * self._plan.steps_per_epoch < at
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self._plan.members)
 
     def __repr__(self) -> str:
         bad = int((self._state.diverged >= 0).sum())
         note = f", {bad} diverged" if bad else ""
         return f"Runs({len(self)} members, {self._state.epoch} epochs{note})"
-
-
-def with_noise(data: Data, noise: float, seed: int) -> Data:
-    """The data with a share of the training labels redrawn by a seed (`nclib.data` says how)."""
-    if not noise:
-        return data
-    labels = redraw(data.labels.cpu().numpy(), len(data.classes), noise, seed)
-    return dataclasses.replace(data, labels=torch.from_numpy(labels).to(data.labels.device))
 
 
 def _plain(member: Member) -> dict[str, Any]:

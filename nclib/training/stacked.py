@@ -15,18 +15,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..networks.models import MLP, Architecture
+from ..networks.models import Architecture
 from .optim import loss_gradient
-
-__all__ = ["Activations", "StackedMLP", "can_stack"]
 
 _relu_backward_ = torch.ops.aten.threshold_backward.grad_input
 _bn_backward = torch.ops.aten.native_batch_norm_backward
-
-
-def can_stack(arch: Architecture) -> bool:
-    """Whether `StackedMLP` knows this architecture: any MLP."""
-    return isinstance(arch, MLP)
 
 
 class Activations:
@@ -50,9 +43,12 @@ class StackedMLP:
 
     Parameters
     ----------
-    arch : an architecture for which `can_stack` holds.
-    params, grads : the parameters of `nclib.networks.models.Net`, by name, stacked: each (M, ...) and contiguous.
-    loss, reduction : see `nclib.training.optim.sgd`.
+    arch
+        From `mlp`.
+    params, grads
+        The parameters of the networks by name, stacked: each (M, ...) and contiguous.
+    loss, reduction
+        See `nclib.sgd`.
     """
 
     def __init__(
@@ -67,16 +63,9 @@ class StackedMLP:
         self.depth = len(arch.widths) + 1
         self.scale, self.scale_grad = params.get("scale"), grads.get("scale")
 
-        def by_layer(source: Mapping[str, Tensor], name: str, part: str = "layers") -> list[Tensor]:
-            return [source[f"{part}.{k}.{name}"] for k in range(self.depth) if f"{part}.{k}.{name}" in source]
+        def by_layer(source: Mapping[str, Tensor], name: str) -> list[Tensor]:
+            return [source[f"layers.{k}.{name}"] for k in range(self.depth) if f"layers.{k}.{name}" in source]
 
-        # Of an affine BN: γ and β, one entry for each channel of each member.
-        affine = [[t.view(-1) for t in by_layer(params, name, "norms")] for name in ("gamma", "beta")]
-        affine_grads = [[t.view(-1) for t in by_layer(grads, name, "norms")] for name in ("gamma", "beta")]
-        self.gammas, self.betas = affine
-        self.gamma_grads, self.beta_grads = affine_grads
-        self.biases = by_layer(params, "bias")
-        self.bias_grads = by_layer(grads, "bias")
         self.gains, self.gain_grads = by_layer(params, "gain"), by_layer(grads, "gain")
         self.directions, self.direction_grads = by_layer(params, "direction"), by_layer(grads, "direction")
         plain = not self.directions
@@ -92,11 +81,14 @@ class StackedMLP:
 
         Parameters
         ----------
-        room : activations for n samples.
-        x : (n, d) shared by all members, or (M, n, d).
-        x_t : its transpose in the last two axes; contiguous if shared.
-        y : targets, (M, K, n) or broadcastable to it.
-        size : (M,), gets a number that is finite exactly as long as the member's loss is.
+        room
+            Activations for n samples.
+        x, x_t
+            (n, d) shared by all members, or (M, n, d); and its transpose in the last two axes.
+        y
+            Targets, (M, K, n) or broadcastable to it.
+        size
+            (M,), gets a number that is finite exactly as long as the member's loss is.
         """
         if self.directions:
             lengths = self._compose()
@@ -123,15 +115,12 @@ class StackedMLP:
                 torch.mm(self.first, h, out=room.first_a)
             else:
                 torch.bmm(self.matrices[k], h, out=a)
-            if self.biases:
-                a.add_(self.biases[k].unsqueeze(2))
             if k == self.depth - 1:
                 return
             if self.norm == "bn":
                 # Every row of every member is a channel, and the samples are its image.
-                gamma, beta = (self.gammas[k], self.betas[k]) if self.gammas else (None, None)
                 normed, mean, rstd = torch.native_batch_norm(
-                    room.rows[k], gamma, beta, None, None, True, 0.0, self.eps
+                    room.rows[k], None, None, None, None, True, 0.0, self.eps
                 )
                 h = torch.relu_(normed.view(a.shape))
                 self._saved.append((h, mean, rstd))
@@ -141,8 +130,6 @@ class StackedMLP:
     def _backward(self, room: Activations, x: Tensor) -> None:
         for k in range(self.depth - 1, -1, -1):
             d = room.d[k]
-            if self.biases:
-                torch.sum(d, 2, out=self.bias_grads[k])
             if k == 0:
                 if x.dim() == 2:
                     torch.mm(room.first_d, x, out=self.first_grad)
@@ -162,15 +149,11 @@ class StackedMLP:
                 torch.bmm(self.transposed[k], d, out=below)
             _relu_backward_(below, h, 0, grad_input=below)
             if bn:
-                rows, d_rows, affine = room.rows[k - 1], room.d_rows[k - 1], bool(self.gammas)
-                gamma = self.gammas[k - 1] if affine else None
-                back, by_gamma, by_beta = _bn_backward(
-                    d_rows, rows, gamma, None, None, mean, rstd, True, self.eps, [True, affine, affine]
-                )
-                d_rows.copy_(back)
-                if affine:
-                    self.gamma_grads[k - 1].copy_(by_gamma)
-                    self.beta_grads[k - 1].copy_(by_beta)
+                rows, d_rows = room.rows[k - 1], room.d_rows[k - 1]
+                back = _bn_backward(
+                    d_rows, rows, None, None, None, mean, rstd, True, self.eps, [True, False, False]
+                )  # fmt: skip
+                d_rows.copy_(back[0])
 
     def _compose(self) -> list[Tensor]:
         r"""Effective weights $W=g\,v/\lVert v\rVert$ of weight normalisation; returns the lengths of v."""
@@ -195,14 +178,8 @@ class StackedMLP:
     def evaluate(self, x: Tensor, x_test: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Outputs in evaluation mode, BN's statistics being exact over `x`, and the folded weights.
 
-        Parameters
-        ----------
-        x, x_test : (N, d) and (N_test, d), shared by all members.
-
-        Returns
-        -------
-        outputs, outputs_test : (M, N, K) and (M, N_test, K).
-        folded : the L folded weights, (M, d_k, d_{k-1}) float64.
+        Of inputs (N, d) and (N_test, d) that all members share: outputs (M, N, K) and (M, N_test, K), and the L
+        folded weights (M, d_k, d_{k-1}) in float64.
         """
         if self.directions:
             self._compose()
@@ -211,21 +188,16 @@ class StackedMLP:
         folded = []
         for k, w in enumerate(self.matrices):
             a, a_test = torch.matmul(w, h), torch.matmul(w, h_test)
-            if self.biases:
-                a, a_test = a + self.biases[k].unsqueeze(2), a_test + self.biases[k].unsqueeze(2)
             if k == self.depth - 1:
                 break
             if self.norm == "bn":
                 var, mean = torch.var_mean(a.double(), dim=2, keepdim=True, correction=0)
                 # Statistics are stored and read in the type of the network, as `calibrate` does.
                 mean, var = mean.to(a.dtype), var.to(a.dtype)
-                gain, shift = (var.double() + self.eps).rsqrt(), mean.new_zeros(())
-                if self.gammas:
-                    shape = self.members, -1, 1
-                    gain, shift = gain * self.gammas[k].view(shape), self.betas[k].view(shape)
+                gain = (var.double() + self.eps).rsqrt()
                 folded.append(w.double() * gain)
                 gain = gain.to(a.dtype)
-                a, a_test = (a - mean) * gain + shift, (a_test - mean) * gain + shift
+                a, a_test = (a - mean) * gain, (a_test - mean) * gain
             else:
                 folded.append(w.double())
             h, h_test = a.relu(), a_test.relu()

@@ -6,9 +6,9 @@ about single steps: a layer $W$ with gradient $g$ turns by the angle θ between 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,17 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import Data
-from ..networks.models import Architecture
-from ..scale import device
-from .optim import SGD
-from .session import Session
-from .stacked import can_stack
-from .train import members_of
+from ..networks.models import MLP, Architecture
+from .ensemble import Ensemble
+from .optim import SGD, Grid
+from .runs import Plan
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["Steps", "step_by_step"]
 
 Array = NDArray[np.float64]
 
@@ -37,18 +33,18 @@ class Steps:
 
     Attributes
     ----------
-    members : DataFrame
+    members
         One row a network: its hyper-parameters.
-    loss : (T, M)
-        Loss on the step's batch before the step, without weight decay.
-    gradient : (T, M, L)
-        ‖g‖, the Frobenius norm of each layer's gradient on that batch, without weight decay.
-    norm : (T + 1, M, L)
-        ‖W_k‖ before each step, and after the last.
-    angle : (T, M, L)
-        Angle between W_k before and after the step, in radians, from the chord between the two directions.
-    weights : list of L tensors (M, …)
-        The weights after the last step, on the CPU.
+    loss
+        (T, M), the loss on the step's batch before the step, without weight decay.
+    gradient
+        (T, M, L), ‖g‖, the Frobenius norm of each layer's gradient on that batch, without weight decay.
+    norm
+        (T + 1, M, L), ‖W_k‖ before each step, and after the last.
+    angle
+        (T, M, L), the angle in radians between W_k before and after the step, from the chord of the directions.
+    weights
+        L tensors (M, …), the weights after the last step, on the CPU.
     """
 
     members: pd.DataFrame
@@ -94,7 +90,7 @@ def step_by_step(
     arch: Architecture,
     opt: SGD,
     *,
-    grid: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None,
+    grid: Grid | None = None,
     start: Sequence[Tensor] | None = None,
     train_last: bool = True,
 ) -> Steps:
@@ -109,10 +105,6 @@ def step_by_step(
     train_last
         False keeps the last layer as it starts.  Under `norm="bn"` every layer that is trained is then
         scale-invariant, and weight decay acts on nothing else.
-
-    Returns
-    -------
-    Steps
 
     Raises
     ------
@@ -143,10 +135,9 @@ def step_by_step(
 
     if arch.norm in ("wn", "lm"):
         raise ValueError(f"norm={arch.norm!r}: SGD does not move the weights themselves; write norm='bn' or 'none'")
-    members = members_of(grid, opt)
-    engine = "stacked" if can_stack(arch) else "vmap"
-    session = Session(data.to(device()), arch, opt, members, [opt.epochs], (), False, engine)
-    ensemble = session.chunk(list(range(len(members)))).ensemble
+    plan = Plan.of(data, arch, opt, grid=grid, engine="stacked" if isinstance(arch, MLP) else "vmap")
+    members = plan.members
+    ensemble = Ensemble(plan, plan.start(), range(len(members)))
     weights, gradients = ensemble.weights(), ensemble.weight_gradients()
     if start is not None:
         _copy(weights, start)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import ast
+import dataclasses
 import errno
+import functools
 import json
+import math
 import os
 import re
 import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +27,10 @@ from conftest import ROOT
 
 from nclib.data import data
 from nclib.networks.models import Net, mlp
-from nclib.training import runs as disk
+from nclib.training import disk, train
 from nclib.training.optim import sgd
 from nclib.training.runs import Runs
 from nclib.training.session import Session
-from nclib.training.train import train
 
 ON_LINUX = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -104,45 +107,180 @@ def test_whatever_a_result_depends_on_is_in_its_name(kept: Path, monkeypatch: py
     tiny(**base)
     for change in (dict(seed=1), dict(epochs=3), dict(measure_every=2), dict(measure="loss"), dict(snapshots=True)):
         tiny(**{**base, **change})
-    monkeypatch.setattr("nclib.training.session.code_version", lambda: "another")
+    monkeypatch.setattr("nclib.training.runs.code_version", lambda: "another")
     tiny(**base)
     assert len(list(kept.iterdir())) == 7
 
 
 def test_data_are_known_by_their_contents() -> None:
     x = torch.arange(6.0)
-    versions = [disk.data_version(t) for t in (x, x.clone(), x + 1e-6, x.view(2, 3), x.double(), x.int())]
+    versions = [disk.digest(t) for t in (x, x.clone(), x + 1e-6, x.view(2, 3), x.double(), x.int())]
     assert versions[0] == versions[1]
-    assert len(set(versions)) == 5
+    assert len({str(version) for version in versions}) == 5
 
 
-def test_comments_and_docstrings_do_not_change_the_version() -> None:
-    def meaning(source: str) -> str:
-        return disk._meaning(ast.parse(source))
+def test_the_version_covers_every_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "nclib"
+    shutil.copytree(ROOT / "nclib", package)
+    shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path, "nclib")
 
-    plain = "def f(x):\n    return x + 1\n"
-    assert meaning(plain) == meaning('"""A."""\n\n\ndef f(x):\n    """B."""\n    return x + 1  # c\n')
-    assert meaning(plain) != meaning(plain.replace("1", "2"))
+    def version(folder: Any) -> str:
+        monkeypatch.setattr("importlib.resources.files", lambda _: folder)
+        return disk.code_version.__wrapped__()
+
+    versions = [version(package), version(zipfile.Path(tmp_path / "packed.zip", "nclib/"))]
+    assert versions[0] == versions[1] == disk.code_version()
+    (package / "note.txt").write_text("not code")
+    assert version(package) == versions[0]
+    for file in ("scale.py", "networks/models.py"):
+        (package / file).write_text((package / file).read_text() + "\n")
+        versions.append(version(package))
+    assert len(set(versions)) == 3
 
 
-def test_the_version_covers_the_code_that_training_uses(monkeypatch: pytest.MonkeyPatch) -> None:
-    modules = set(disk._modules())
-    networks = {f"networks.{name}" for name in ("models", "normalisation", "readings")}
-    training = {f"training.{name}" for name in ("ensemble", "measure", "optim", "session", "stacked")}
-    assert networks | training | {"collapse", "data.subsets"} <= modules
-    assert not {"claims", "data", "plots", "training.runs"} & modules
-    before = disk.code_version.__wrapped__()
-    monkeypatch.setattr(disk, "_ROOTS", ("training.session",))
-    assert disk.code_version.__wrapped__() != before
+# ---------------------------------------------------------------------------- functions that measure
+
+FACTOR = 2.0
 
 
-def test_a_function_that_measures_is_known_by_its_source(kept: Path) -> None:
-    def depth(net: Net) -> dict[str, float]:
-        return {"depth": len(net.layers)}
+def closure(factor: Any) -> Any:
+    def scaled(net: Net) -> dict[str, float]:
+        return {"scaled": float(factor) * len(net.layers)}
 
-    assert tiny(measure=(depth,)).folder != tiny(measure=("loss",)).folder
-    with pytest.raises(ValueError, match=r"measure=.*its source cannot be read"):
-        tiny(measure=(eval("lambda net: {}"),))
+    return scaled
+
+
+def global_reader(net: Net) -> dict[str, float]:
+    return {"scaled": inner(net)}
+
+
+def inner(net: Net) -> float:
+    return FACTOR * sum(FACTOR for _ in net.layers)
+
+
+def recursive(net: Net, depth: int = 3) -> dict[str, float]:
+    return recursive(net, depth - 1) if depth else {"scaled": 0.0}
+
+
+class Meter:
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def scaled(self, net: Net) -> dict[str, float]:
+        return {"scaled": self.factor * len(net.layers)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    factor: float
+
+
+def unlike(*functions: Any) -> bool:
+    return len({json.dumps(disk.meaning(function)) for function in functions}) == len(functions)
+
+
+def test_old_results_never_come_back_as_those_of_another_function(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(function: Any) -> float:
+        return float(tiny(epochs=1, measure=(function,)).final["scaled"][0])
+
+    assert [measured(closure(2)), measured(closure(3)), measured(closure(2))] == [4, 6, 4]
+    pair = (lambda net: {"scaled": 1.0}), (lambda net: {"scaled": 2.0})
+    assert [measured(function) for function in pair] == [1, 2]
+    assert [measured(functools.partial(lambda factor, net: {"scaled": factor}, k)) for k in (2, 3)] == [2, 3]
+    assert [measured(lambda net, k=k: {"scaled": k}) for k in (2, 3)] == [2, 3]
+    assert measured(global_reader) == 8
+    monkeypatch.setattr(sys.modules[__name__], "FACTOR", 3.0)
+    assert measured(global_reader) == 18
+    assert measured(recursive) == 0
+    assert len(list(kept.iterdir())) == 11
+    untrained(monkeypatch)
+    assert measured(closure(2)) == 4
+
+
+def test_captured_values_are_told_apart() -> None:
+    x = torch.arange(4.0)
+    points = data("gaussians", n=4, d=2)
+    values = [
+        2,
+        2.0,
+        "2",
+        True,
+        None,
+        -0.0,
+        0.0,
+        x,
+        x.double(),
+        x + 1,
+        x.numpy(),
+        [2],
+        (2,),
+        {2},
+        {"a": 2},
+        {"a": 3},
+    ]
+    values += [points, points.to(dtype=torch.float64), mlp((3,)), mlp((4,)), np.sin, np.cos, torch.relu, torch.tanh]
+    values += [
+        torch.float32,
+        np,
+        torch,
+        range(3),
+        [[2]],
+        closure(2),
+        closure(3),
+        x.sum,
+        (x + 1).sum,
+        Net,
+        np.float32(2),
+    ]
+    assert unlike(*(closure(value) for value in values))
+    assert not unlike(closure({"a", "b", "c"}), closure({"c", "b", "a"}))
+    assert not unlike(closure(x), closure(x.clone()))
+    assert not unlike(closure(closure(2)), closure(closure(2)))
+
+
+def test_layout_and_comments_of_a_function_do_not_matter() -> None:
+    space: dict[str, Any] = {}
+    sources = "def f(net):\n    return 1", "\n\ndef f(net):  # why\n\n    return (1)", "def g(net):\n    return 2"
+    for number, source in enumerate(sources):
+        exec(source.replace("def f", f"def f{number}").replace("def g", f"def f{number}"), space)
+    assert not unlike(space["f0"], space["f1"])
+    assert unlike(space["f0"], space["f2"])
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (Meter(2.0).scaled, "owner of the function (test_runs.Meter)"),
+        (closure(Meter(2.0)), "factor (test_runs.Meter)"),
+        (closure([Setting(2.0)]), "an entry of factor (test_runs.Setting)"),
+        (closure(np.random.default_rng(0)), "factor (numpy.random._generator.Generator)"),
+        (closure({"a": np.array([object()])}), "value of factor (numpy.ndarray)"),
+        (closure(sys.modules[__name__]), "factor (builtins.module)"),
+        (lambda net: Setting(2.0), "Setting (builtins.type)"),
+        (lambda net: (__import__("os") and exec("import test_runs")) or kept, "kept ("),
+    ],
+)
+def test_what_cannot_be_told_is_refused_by_name(kept: Path, function: Any, name: str) -> None:
+    with pytest.raises(ValueError, match=f"^measure=.*: it reads {re.escape(name)}.*or unset NCLIB_RUNS$"):
+        tiny(measure=(function,))
+    assert not kept.exists()
+
+
+def test_a_function_may_import_what_is_installed_and_nothing_else() -> None:
+    def installed(net: Net) -> dict[str, float]:
+
+        return {"pi": math.pi}
+
+    def own(net: Net) -> dict[str, float]:
+        import conftest
+
+        return {"root": len(str(conftest.ROOT))}
+
+    disk.meaning(installed)
+    with pytest.raises(ValueError, match=r"it reads conftest \(module\)"):
+        disk.meaning(own)
 
 
 # --------------------------------------------------------------------------------------- damaged files
@@ -313,7 +451,7 @@ def test_a_finished_run_can_be_read_where_nothing_can_be_written(
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(disk.os, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     monkeypatch.setattr(Path, "mkdir", refuse)
     assert same(tiny(), first)
 
@@ -337,7 +475,7 @@ from nclib.data import Data, data
 from nclib.networks.models import convnet, mlp
 from nclib.training.optim import sgd
 from nclib.training.disk import code_version
-from nclib.training.train import train
+from nclib.training import train
 
 code_version()  # once, so that nobody's edit of the package in the meantime makes it another run
 
@@ -387,7 +525,7 @@ def state(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     (run,) = folder.iterdir()
     assert not list(run.glob("*.corrupt"))
     key = json.loads((run / "config.json").read_text())["key"]
-    return disk._read(run / "state.safetensors", key)
+    return disk.read(run / "state.safetensors", key)
 
 
 KILLS = """
@@ -462,6 +600,6 @@ def test_whoever_waits_for_another_process_is_told_so(
     (first.folder / "state.safetensors").unlink()
     holder = os.open(first.folder / "lock", os.O_RDWR)
     fcntl.flock(holder, fcntl.LOCK_EX)
-    monkeypatch.setattr(disk.time, "sleep", lambda _: os.close(holder))
+    threading.Timer(0.5, os.close, [holder]).start()
     assert same(tiny(), first)
     assert capsys.readouterr().out.count("another process is training this run; waiting for it") == 1

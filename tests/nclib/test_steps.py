@@ -11,10 +11,10 @@ from torch import nn
 
 from nclib.data import Data, data
 from nclib.networks.models import convnet, mlp
+from nclib.training import train
 from nclib.training.ensemble import permutation
 from nclib.training.optim import sgd
 from nclib.training.steps import step_by_step
-from nclib.training.train import train
 
 
 def small(**options: Any) -> Data:
