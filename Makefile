@@ -43,7 +43,7 @@ sync: install  ## Make chapters/*.ipynb from chapters/*.md
 	@$(BIN)/python -m bookkit.notebooks sync
 
 colab: sync  ## Write self-contained notebooks to _build/colab
-	@$(BIN)/python -m bookkit.notebooks colab
+	@$(BIN)/python -m bookkit.colab
 
 book: colab  ## Execute every chapter, check every claim, build the HTML book
 	@$(BIN)/jupyter-book build . -W -n --keep-going

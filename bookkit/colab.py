@@ -1,9 +1,13 @@
-"""Self-contained notebooks: a chapter that carries the package inside and runs anywhere."""
+"""Self-contained notebooks in ``_build/colab``: ``python -m bookkit.colab``.
+
+Each is a chapter in plain Markdown that carries the package inside, needs nothing else and runs anywhere.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
+import sys
 import zipfile
 from pathlib import Path
 
@@ -91,3 +95,8 @@ def write(root: Path, target: Path) -> list[Path]:
     for path in set(target.glob("*.ipynb")) - {target / p.with_suffix(".ipynb").name for p in sources}:
         path.unlink()  # of a chapter that is gone
     return changed
+
+
+if __name__ == "__main__":
+    written = write(notebooks.ROOT, notebooks.ROOT / "_build" / "colab")
+    sys.exit(notebooks.report(written, len(notebooks.chapters())))

@@ -1,9 +1,7 @@
-"""Chapters as notebooks: ``python -m bookkit.notebooks sync`` and ``… colab``.
+"""Chapters as notebooks: ``python -m bookkit.notebooks sync``.
 
-``chapters/NN_name.md`` is the truth. From it come
-
-- ``chapters/NN_name.ipynb``, without outputs and byte for byte the same every time (`sync`);
-- ``_build/colab/NN_name.ipynb``, which carries the package inside and needs nothing else (`colab`).
+``chapters/NN_name.md`` is the truth.  From it comes ``chapters/NN_name.ipynb``, without outputs and byte for byte
+the same every time.
 """
 
 from __future__ import annotations
@@ -123,21 +121,18 @@ def sync(root: Path = ROOT) -> list[Path]:
 
 
 def main(arguments: list[str]) -> int:
-    """Run ``sync`` or ``colab``."""
-    if arguments == ["sync"]:
-        changed = sync()
-        kept = 2 * len(chapters()) - len(changed)
-    elif arguments == ["colab"]:
-        from . import colab
-
-        changed = colab.write(ROOT, ROOT / "_build" / "colab")
-        kept = len(chapters()) - len(changed)
-    else:
-        print("usage: python -m bookkit.notebooks sync | colab", file=sys.stderr)
+    """Run ``sync``."""
+    if arguments != ["sync"]:
+        print("usage: python -m bookkit.notebooks sync", file=sys.stderr)
         return 2
+    return report(sync(), 2 * len(chapters()))
+
+
+def report(changed: list[Path], total: int) -> int:
+    """Say on the command line which of so many files were written."""
     for path in changed:
         print(f"wrote {path.relative_to(ROOT)}")
-    print(f"{len(changed)} written, {kept} already right")
+    print(f"{len(changed)} written, {total - len(changed)} already right")
     return 0
 
 

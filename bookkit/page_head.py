@@ -41,7 +41,7 @@ The address may have a slip in it, or the page has moved to another chapter.</p>
 </main>
 <script>
   // The book may be served from a folder: its front page lies above the first folder that we know.
-  var path = location.pathname, known = path.search(/\\/(chapters|figures|colab|_static)\\//);
+  var path = location.pathname, known = path.search(/\\/(chapters|reference|figures|colab|_static)\\//);
   var base = known < 0 ? path.replace(/[^/]*$/, "") : path.slice(0, known + 1);
   document.getElementById("home").href = base + "index.html";
 </script>

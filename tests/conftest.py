@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from playwright.sync_api import Browser, sync_playwright
 
+import nclib as nc
 from bookkit import pdf
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,3 +82,17 @@ def run(
 def python(*arguments: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run this Python with `arguments`."""
     return run([sys.executable, *arguments], cwd, **variables)
+
+
+def solution(chapter: str, exercise: str, **names: Any) -> Any:
+    """Execute the code of an exercise's folded solution; the value of its last line, where it has one."""
+    names = {"nc": nc, "np": np, "torch": torch} | names
+    text = (ROOT / "chapters" / f"{chapter}.md").read_text("utf-8")
+    block = re.search(rf"^:::\{{solution\}} {exercise}$(.*?)^:::$", text, re.MULTILINE | re.DOTALL)
+    assert block, f"no solution of {exercise}"
+    (code,) = re.findall(r"^```python\n(.*?)^```$", block[1], re.MULTILINE | re.DOTALL)
+    *body, last = ast.parse(code).body
+    if not isinstance(last, ast.Expr):
+        body, last = [*body, last], ast.Expr(ast.Constant(None))
+    exec(compile(ast.Module(body, []), exercise, "exec"), names)
+    return eval(compile(ast.fix_missing_locations(ast.Expression(last.value)), exercise, "eval"), names)

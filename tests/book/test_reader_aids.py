@@ -10,7 +10,7 @@ from conftest import ROOT
 from docutils import nodes
 
 import nclib
-from bookkit import api, page_head, reader_aids
+from bookkit import package_page, page_head, reader_aids
 
 # ------------------------------------------------------------------------------------- the package's page
 
@@ -32,32 +32,10 @@ def test_every_public_function_has_an_example_that_runs() -> None:
             assert "+SKIP" not in examples, name
 
 
-@pytest.mark.parametrize(
-    ("rest", "is_type"),
-    [
-        ("int", True),
-        ("Tensor or array, shape (N, d)", True),
-        ("sequence of int, optional", True),
-        ("network; with BN it must have been calibrated (`calibrate(net, x_train)`).", False),
-        ("λ ≥ 0.", True),
-        ("number of epochs.", False),
-    ],
-)
-def test_a_type_is_told_from_a_sentence(rest: str, is_type: bool) -> None:
-    assert api.is_type(rest) == is_type
-
-
-def test_a_sentence_after_a_parameter_goes_below_it() -> None:
-    before = "Parameters\n----------\nnet : the network;\n    calibrated.\nx : Tensor\n    Inputs.\n"
-    after = "Parameters\n----------\nnet\n    the network;\n    calibrated.\nx : Tensor\n    Inputs.\n"
-    notes = "\nNotes\n-----\na : not one"
-    assert api.sentences_below(before + notes) == after + notes
-
-
 def test_mathematics_names_and_bars_become_restructured_text() -> None:
-    made = api.restructured("With `rho`, `x` and $a|b$: |x| and ``|y|``.")
-    assert made == r"With :py:obj:`~nclib.rho`, ``x`` and :math:`a\|b`: \|x\| and ``|y|``."
-    assert api.restructured("$$a\n= b$$") == "\n\n.. math:: a = b\n\n"
+    made = package_page.restructured("With `rho`, `x` and $a|b$: |x| and ``|y|``.")
+    assert made == r"With :py:obj:`~nclib.rho`, ``x`` and :math:`a|b`: \|x\| and ``|y|``."
+    assert package_page.restructured("$$a\n= b$$") == "\n\n.. math:: a = b\n\n"
 
 
 # --------------------------------------------------------------------------------------- words and symbols

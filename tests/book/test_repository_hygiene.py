@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -133,3 +135,34 @@ def test_every_code_figure_says_what_it_shows() -> None:
                 assert options["figure"].get("caption"), f"{source.name}: a figure without a caption"
                 assert options["figure"].get("name"), f"{source.name}: a figure without a name"
                 assert options.get("image", {}).get("alt"), f"{source.name}: a figure without alt text"
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the repository's Python packages."""
+    found = [path for name in ("nclib", "bookkit", "benchmarks", "results") for path in (ROOT / name).rglob("*.py")]
+    return {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in found}
+
+
+def imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """What is imported at run time, within functions too."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        elif not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"):
+            yield from imports(child)
+
+
+def test_nothing_imports_in_circles() -> None:
+    known = modules()
+    graph: dict[str, set[str]] = {name: set() for name in known}
+    for name, path in known.items():
+        package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+        for node in imports(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                graph[name] |= {alias.name for alias in node.names}
+                continue
+            above = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*above, *filter(None, [node.module])])
+            graph[name] |= {inner if (inner := f"{source}.{a.name}") in known else source for a in node.names}
+    assert {"nclib.scale", "bookkit.notebooks"} <= set().union(*graph.values())
+    graphlib.TopologicalSorter(graph).prepare()  # raises a CycleError that names the circle

@@ -1,13 +1,9 @@
 """The package as a whole: its names, its import, its errors."""
 
-import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import nclib as nc
-
-FOLDER = Path(nc.__file__).parent
 
 
 def test_every_public_name_is_there_and_documented():
@@ -38,32 +34,3 @@ def test_importing_the_package_loads_nothing_heavy():
     )
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "[]"
-
-
-def test_modules_do_not_import_in_circles():
-    def imports(body):
-        for node in body:
-            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-                continue  # only types: nothing is imported at run time
-            if isinstance(node, ast.ImportFrom) and node.level:
-                yield node
-            for inner in ("body", "orelse", "finalbody"):
-                yield from imports(getattr(node, inner, []) or [])
-
-    graph = {}
-    for file in FOLDER.rglob("*.py"):
-        name = ".".join(file.relative_to(FOLDER).with_suffix("").parts).removesuffix("__init__").rstrip(".")
-        package = file.relative_to(FOLDER).parent.parts
-        graph[name] = set()
-        for node in imports(ast.parse(file.read_text("utf-8")).body):
-            base = package[: len(package) - node.level + 1]
-            targets = [node.module] if node.module else [alias.name for alias in node.names]
-            graph[name] |= {".".join([*base, *target.split(".")]) for target in targets}
-    del graph[""]  # the package itself imports its modules
-
-    def reaches(module, goal, seen):
-        return any(
-            nxt == goal or (nxt not in seen and reaches(nxt, goal, seen | {nxt})) for nxt in graph.get(module, ())
-        )
-
-    assert [module for module in graph if reaches(module, module, {module})] == []

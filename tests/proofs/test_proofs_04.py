@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import sympy as sp
-from conftest import ROOT
+from conftest import ROOT, solution
 from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 from scipy.optimize import brentq
@@ -352,34 +351,25 @@ def namespace(tmp_path_factory: pytest.TempPathFactory) -> Any:
         plt.close("all")
 
 
-def solution(label: str, names: dict[str, Any]) -> Any:
-    """Run a solution's code; the value of its last line."""
-    text = CHAPTER.read_text("utf-8").partition(f":::{{solution}} {label}\n")[2].partition("\n:::\n\n")[0]
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    *lines, last = code.strip().splitlines()
-    exec("\n".join(lines), names)
-    return eval(last, names)
-
-
 def test_solution_decay_convention(namespace: dict[str, Any]) -> None:
-    degrees, steps = solution("ex-decay-convention", namespace)
+    degrees, steps = solution(CHAPTER.stem, "ex-decay-convention", **namespace)
     assert degrees == pytest.approx(0.573, abs=1e-3)
     assert steps == pytest.approx(13_863, abs=1)
 
 
 def test_solution_drop(namespace: dict[str, Any]) -> None:
-    right_after, after_720, end = solution("ex-drop", namespace)
+    right_after, after_720, end = solution(CHAPTER.stem, "ex-drop", **namespace)
     assert right_after == pytest.approx(0.1, rel=0.3)
     assert after_720 == pytest.approx((1 + 9 * np.exp(-8 * 0.0004 * 720)) ** -0.5, rel=0.1)
     assert end == pytest.approx(10**-0.5, rel=0.03)
 
 
 def test_solution_momentum(namespace: dict[str, Any]) -> None:
-    np.testing.assert_allclose(solution("ex-momentum", namespace), 19, rtol=1e-3)
+    np.testing.assert_allclose(solution(CHAPTER.stem, "ex-momentum", **namespace), 19, rtol=1e-3)
 
 
 def test_solution_float32(namespace: dict[str, Any]) -> None:
-    earlier = solution("ex-float32", namespace)
+    earlier = solution(CHAPTER.stem, "ex-float32", **namespace)
     delay = namespace["forecast"][:, 1] - namespace["forecast"][:, 0]
     # √(ln(Δ/δ)) in single over double precision, with Δ about 1e-4
     ratio = np.sqrt(np.log(1e-4 / 2.0**-23) / np.log(1e-4 / 2.0**-52))
@@ -387,7 +377,7 @@ def test_solution_float32(namespace: dict[str, Any]) -> None:
 
 
 def test_solution_spectrum(namespace: dict[str, Any]) -> None:
-    counts, at_least = solution("ex-spectrum", namespace)
+    counts, at_least = solution(CHAPTER.stem, "ex-spectrum", **namespace)
     assert counts[0] == 8 - 2
     assert counts[2] == 8
     assert counts[1] >= at_least

@@ -7,19 +7,16 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import re
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import solution
 from scipy.integrate import quad, solve_ivp
 from scipy.linalg import expm
 
 import nclib as nc
-
-CHAPTER = ROOT / "chapters" / "05_implicit_regularisation.md"
 
 
 def teacher(seed, n=6, d=20):
@@ -392,12 +389,6 @@ def test_no_gradient_reaches_what_the_data_do_not_show():
 # --- exercises ---------------------------------------------------------------------------------------
 
 
-def solution(label):
-    """The code of one solution."""
-    text = CHAPTER.read_text("utf-8").split(f":::{{solution}} {label}\n")[1].split("\n:::\n")[0]
-    return re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
-
-
 def numbers(label):
     """What one solution prints."""
     seeds = nc.seeds(5)
@@ -405,9 +396,9 @@ def numbers(label):
     def digits(seed, n=40):
         return nc.data("digits", classes=(3, 8), n=n, seed=seed, dtype=torch.float64)
 
-    printed, names = io.StringIO(), dict(nc=nc, np=np, torch=torch, teacher=teacher, digits=digits, seeds=seeds)
+    printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(solution(label), names)
+        solution("05_implicit_regularisation", label, teacher=teacher, digits=digits, seeds=seeds)
     return [float(word) for word in printed.getvalue().split()]
 
 

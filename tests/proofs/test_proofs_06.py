@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import re
 from itertools import pairwise
 from typing import Any
 
@@ -11,11 +9,9 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import solution
 
 import nclib as nc
-
-CHAPTER = (ROOT / "chapters" / "06_neural_collapse.md").read_text("utf-8")
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -284,36 +280,24 @@ def test_split_by_explicit_projection(weight_decay):
 # --- the exercises
 
 
-def solution(label: str) -> Any:
-    """Execute the code of a folded solution; the value of its last line."""
-    block = re.search(rf"^:::\{{solution\}} {label}$.*?^```python\n(.*?)^```", CHAPTER, re.M | re.S)
-    assert block, f"no code in the solution of {label}"
-    tree = ast.parse(block[1])
-    last = tree.body.pop()
-    assert isinstance(last, ast.Expr)
-    names: dict[str, Any] = {"nc": nc, "np": np, "torch": torch}
-    exec(compile(tree, label, "exec"), names)
-    return eval(compile(ast.Expression(last.value), label, "eval"), names)
-
-
 def test_solution_two_codings():
-    assert solution("ex-two-codings") == dict.fromkeys(
+    assert solution("06_neural_collapse", "ex-two-codings") == dict.fromkeys(
         ("nc1", "nc2_norm_weights", "nc2_angle_weights", "nc3", "nc4"), 0
     )
 
 
 def test_solution_saddle():
-    found, formula = solution("ex-saddle")
+    found, formula = solution("06_neural_collapse", "ex-saddle")
     assert formula < 0
     assert found == pytest.approx(formula, rel=1e-10)
 
 
 def test_solution_linear_binary():
-    features, outputs = solution("ex-linear-binary")
+    features, outputs = solution("06_neural_collapse", "ex-linear-binary")
     assert outputs > 1e-3
     assert features == pytest.approx(outputs, rel=1e-6)
 
 
 def test_solution_extra_layer():
-    predicted, found = solution("ex-extra-layer")
+    predicted, found = solution("06_neural_collapse", "ex-extra-layer")
     np.testing.assert_allclose(found.numpy()[:3], predicted, rtol=1e-5)
