@@ -4,7 +4,7 @@ Chapters do ``import nclib as nc`` and need nothing else.
 """
 
 from .book.claims import ClaimFailed, chapter, claim, claims_table
-from .book.explore import Explorable, explore_curves, explore_flow, replay
+from .book.explore import explore_curves, explore_flow, replay
 from .book.plots import confidence_interval, lines, panels
 from .book.results import result
 from .collapse import CollapseStatistics, collapse, simplex_view
@@ -13,7 +13,7 @@ from .data import Data, data, from_arrays
 from .networks.models import convnet, mlp, resnet18
 from .networks.normalisation import calibrate, fold
 from .networks.readings import balance, last_layer, low_rank_distance, margins, per_sample_gradients, rho
-from .scale import base_seed, device, device_name, scale, scale_name, seeds
+from .scale import device, scale, seeds
 from .theory.bounds import (
     margin_bound,
     margin_bound_over_grid,
@@ -38,8 +38,7 @@ from .theory.optima import convex_optimum, ufm_descent
 from .theory.relu import tangent_kernel
 from .training import train
 from .training.optim import sgd
-from .training.runs import Runs
-from .training.steps import Steps, step_by_step
+from .training.steps import step_by_step
 
 __version__ = "0.1.0"
 
@@ -47,11 +46,7 @@ __all__ = [
     "ClaimFailed",
     "CollapseStatistics",
     "Data",
-    "Explorable",
-    "Runs",
-    "Steps",
     "balance",
-    "base_seed",
     "calibrate",
     "chapter",
     "claim",
@@ -62,7 +57,6 @@ __all__ = [
     "convnet",
     "data",
     "device",
-    "device_name",
     "equilibrium_loss",
     "equilibrium_norm",
     "exact_flow",
@@ -95,7 +89,6 @@ __all__ = [
     "rho",
     "ridge",
     "scale",
-    "scale_name",
     "seeds",
     "sgd",
     "simplex_etf",

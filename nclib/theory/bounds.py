@@ -203,7 +203,7 @@ def rademacher_ascent(
     >>> rademacher_ascent(x, signs, mlp(widths=())).round(6)
     array([0.5])
     """
-    if not arch.homogeneous or arch.norm != "none" or arch.bias:
+    if not arch.homogeneous or arch.norm != "none":
         raise ValueError(f"arch={arch!r}: only networks f_V without normalisation and biases; write mlp or convnet")
     for name, value in (("restarts", restarts), ("steps", steps)):
         if value < 1:

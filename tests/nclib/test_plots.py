@@ -5,7 +5,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 import nclib as nc
-from nclib.book.plots import INK, PAPER
+from nclib.book.plots import INK, PAPER, style
 
 matplotlib.use("agg")
 
@@ -14,7 +14,7 @@ matplotlib.use("agg")
 def fresh():
     import matplotlib.pyplot as plt
 
-    nc.style()
+    style()
     yield
     plt.close("all")
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import nclib as nc
+from nclib.scale import base_seed, device_name
 
 
 def test_scale_picks_the_named_value(monkeypatch):
@@ -20,7 +21,7 @@ def test_an_unknown_scale_is_an_error_that_says_what_to_write(monkeypatch):
 def test_device_obeys_the_variable(monkeypatch):
     monkeypatch.setenv("NCLIB_DEVICE", "cpu")
     assert nc.device() == torch.device("cpu")
-    assert nc.device_name() == "cpu"
+    assert device_name() == "cpu"
 
 
 def test_an_unknown_device_is_an_error(monkeypatch):
@@ -40,7 +41,7 @@ def test_an_absent_device_is_an_error(monkeypatch):
 def test_a_base_seed_that_is_no_whole_number_is_an_error(monkeypatch, text):
     monkeypatch.setenv("NCLIB_SEED", text)
     with pytest.raises(ValueError, match="the base seed is a whole number >= 0"):
-        nc.base_seed()
+        base_seed()
 
 
 def test_seeds_derive_from_the_base_seed(monkeypatch):
