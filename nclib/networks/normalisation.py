@@ -100,7 +100,7 @@ def _calibrate(net: Net, x: Tensor, chunk: int | None, max_bytes: int) -> Tensor
         chunk = max(1, (2**26 if x.is_cuda else 2**21) // per_sample)
     pieces = torch.split(x, chunk)
     # A residual block holds up to four activations of the largest size at a time.
-    if 4 * per_sample * x.shape[0] * x.element_size() <= max_bytes:
+    if len(net.norms) and 4 * per_sample * x.shape[0] * x.element_size() <= max_bytes:
         with _before_each(net.norms, lambda bn, a: _set_statistics(bn, a.pieces)):
             features = net.features(cast(Tensor, _Pieces(pieces)))
         return torch.cat([net.head(h) for h in cast(_Pieces, features).pieces])
