@@ -232,7 +232,7 @@ def cluster(address: str) -> Iterator[Any]:
         sys.exit(f"--dask {address}: no scheduler answers there ({error}); start one with `dask scheduler`")
     try:
         with client:
-            client.upload_file(__file__)
+            client.upload_file(__file__, load=False)  # a worker imports it with its first job
             yield client
     except CancelledError:
         gone = "the scheduler is gone; what is finished is kept: start another one and give the command again"
