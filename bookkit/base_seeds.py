@@ -61,9 +61,8 @@ def run(source: Path, seed: int, folder: Path, timeout: int = 1800) -> Outcome:
     )  # fmt: skip
     client.execute(env=surroundings)
     outputs = [output for cell in made.cells for output in cell.get("outputs", [])]
-    records = [dict(o["data"][ledger.MIME]) for o in outputs if ledger.MIME in o.get("data", {})]
     errors = [f"{o['ename']}: {o['evalue']}" for o in outputs if o.output_type == "error"]
-    return Outcome(source.stem, seed, records, errors)
+    return Outcome(source.stem, seed, ledger.read_records(made), errors)
 
 
 def table(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
