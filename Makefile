@@ -50,7 +50,7 @@ book: colab  ## Execute every chapter, check every claim, build the HTML book
 	@echo && echo "The book is at $(CURDIR)/_build/html/index.html"
 
 test: install  ## Run the tests, then every chapter as a test
-	@$(ONE_THREAD) $(BIN)/python -m pytest tests nclib --doctest-modules -n $(JOBS)
+	@$(ONE_THREAD) $(BIN)/python -m pytest tests nclib --doctest-modules -n $(JOBS) $(ARGS)
 	@$(ONE_THREAD) $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --timeout=1200 chapters -n $(JOBS)
 
 drill: colab $(COLAB)/.installed  ## Run every self-contained notebook with the versions that Colab carries

@@ -64,7 +64,7 @@ def run(source: Path, seed: int, folder: Path, timeout: int = 1800) -> Outcome:
     client.execute(env=surroundings)
     outputs = [output for cell in made.cells for output in cell.get("outputs", [])]
     errors = [f"{o['ename']}: {o['evalue']}" for o in outputs if o.output_type == "error"]
-    return Outcome(source.stem, seed, ledger.records_in(made), errors)
+    return Outcome(source.stem, seed, ledger.read_records(made), errors)
 
 
 def table(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:

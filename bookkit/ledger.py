@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import nbformat
 from docutils import nodes
-from jupyter_cache import get_cache
 from sphinx.environment import BuildEnvironment
 
 from nclib import files
@@ -82,35 +80,22 @@ def is_theorem(node: nodes.Node) -> bool:
     return isinstance(node, nodes.Element) and bool(node.get("realtype") and node.get("label"))
 
 
-def read_page(doctree: nodes.document, executed: Path, cache: Path) -> Page:
+def read_page(doctree: nodes.document, notebook: nbformat.NotebookNode | None) -> Page:
     """Theorems from the page's tree, claims from the outputs of its executed notebook (when it is one)."""
-    page = Page(is_notebook=executed.exists())
+    page = Page(is_notebook=notebook is not None)
     for node in doctree.findall(is_theorem):
         title = [child.deepcopy() for child in node[0].children]
         page.theorems[node["label"]] = Theorem(
             node["label"], node["realtype"], node["countertype"], title, node.line
         )
-    if page.is_notebook:
-        page.records = read_records(executed, cache)
+    if notebook is not None:
+        page.records = read_records(notebook)
     heading = next(iter(doctree.findall(nodes.title)), None)
     page.title = heading.astext() if heading else ""
     return page
 
 
-def read_records(executed: Path, cache: Path) -> list[Record]:
-    """The claims of a notebook on disk.
-
-    myst-nb leaves a notebook whose outputs came from the execution cache without them: there they are
-    looked up as myst-nb itself looks them up, by the notebook's code.
-    """
-    notebook = nbformat.read(executed, as_version=4)
-    if not any(cell.get("outputs") for cell in notebook.cells):
-        with suppress(KeyError):  # not there: the notebook has no outputs, or failed
-            _, notebook = get_cache(cache).merge_match_into_notebook(notebook)
-    return records_in(notebook)
-
-
-def records_in(notebook: nbformat.NotebookNode) -> list[Record]:
+def read_records(notebook: nbformat.NotebookNode) -> list[Record]:
     """The claims among a notebook's outputs, in order."""
     outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
     return [dict(output["data"][MIME]) for output in outputs if MIME in output.get("data", {})]

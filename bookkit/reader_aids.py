@@ -15,11 +15,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import nbformat
 from docutils import nodes
-from jupyter_cache import get_cache
 from sphinx import addnodes
 from sphinx.application import Sphinx
+
+from . import execution
+from .page_parts import raw
 
 GLOSSARY, NOTATION = "reference/glossary", "reference/notation"
 
@@ -38,11 +39,6 @@ _NOT_HERE = (
 def is_chapter(docname: str) -> bool:
     """Whether a page is a chapter."""
     return docname.startswith("chapters/")
-
-
-def raw(markup: str) -> nodes.raw:
-    """A node for HTML."""
-    return nodes.raw("", markup, format="html")
 
 
 # --- words ----------------------------------------------------------------------------------------
@@ -246,13 +242,9 @@ def export_figures(app: Sphinx, error: Exception | None) -> None:
 
 def named_figures(app: Sphinx, docname: str) -> Iterator[tuple[str, str, bytes]]:
     """Name, SVG and PDF of each figure that a chapter's cells drew."""
-    executed = Path(app.outdir).parent / "jupyter_execute" / f"{docname}.ipynb"
-    if not executed.exists():
+    notebook = execution.read(app, docname)
+    if notebook is None:
         return
-    notebook = nbformat.read(executed, as_version=4)
-    if not any(cell.get("outputs") for cell in notebook.cells):
-        cache = app.config.nb_execution_cache_path or Path(app.outdir).parent / ".jupyter_cache"
-        _, notebook = get_cache(cache).merge_match_into_notebook(notebook)
     for cell in notebook.cells:
         name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
         for output in cell.get("outputs", []):

@@ -18,19 +18,13 @@ VISITS += [(name, [WIDE, NARROW]) for name in [*PAGES, "404.html"] if name not i
 #: Contrast is left to test_book, which looks at every text in both themes, in a hundredth of axe's time.
 _RULES = {"resultTypes": ["violations"], "rules": {"color-contrast": {"enabled": False}}}
 
-FIRST = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
-
 
 @pytest.mark.parametrize(("name", "widths"), VISITS)
-def test_page_from_disk_is_whole_light_soon_there_and_accessible(
-    name: str, widths: list[int], browser: Browser
-) -> None:
+def test_page_from_disk_is_whole_light_and_accessible(name: str, widths: list[int], browser: Browser) -> None:
     """One visit serves all that is looked at here: opening a chapter takes longer than most checks."""
     address = f"{BOOK.as_uri()}/{name}"
     with Reader(browser, viewport={"width": widths[0], "height": 900}, reduced_motion="reduce") as reader:
         page = reader.open(address)
-        page.wait_for_function(FIRST)
-        seconds = [page.evaluate(FIRST) / 1000]
         page.evaluate("window.scrollTo(0, document.body.scrollHeight)")  # pictures that wait to be seen
         page.wait_for_timeout(300)
         assert reader.wrong == []
@@ -46,12 +40,6 @@ def test_page_from_disk_is_whole_light_soon_there_and_accessible(
             page.set_viewport_size({"width": width, "height": 900})
             page.wait_for_timeout(200)  # what unfolding and the width change
             assert seriously_wrong(page) == [], width
-    while name in CHAPTERS and min(seconds) > 1 and len(seconds) < 12:  # a slow one may tell of the machine
-        with Reader(browser) as reader:
-            reader.page.goto(address, wait_until="commit")
-            reader.page.wait_for_function(FIRST)
-            seconds.append(reader.page.evaluate(FIRST) / 1000)
-    assert name not in CHAPTERS or min(seconds) <= 1, seconds
 
 
 def seriously_wrong(page: Page) -> list[str]:
@@ -63,3 +51,17 @@ def seriously_wrong(page: Page) -> list[str]:
         if v["impact"] in ("serious", "critical")
         for node in v["nodes"][:3]
     ]
+
+
+FIRST = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_first_content_shows_within_a_second(name: str, browser: Browser) -> None:
+    seconds: list[float] = []
+    while len(seconds) < 12 and (not seconds or min(seconds) > 1):  # a slow one may tell of the machine
+        with Reader(browser) as reader:
+            reader.page.goto(f"{BOOK.as_uri()}/{name}", wait_until="commit")
+            reader.page.wait_for_function(FIRST)
+            seconds.append(reader.page.evaluate(FIRST) / 1000)
+    assert min(seconds) <= 1, seconds

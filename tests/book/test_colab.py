@@ -164,7 +164,7 @@ def test_self_contained_notebook_runs_in_an_empty_folder(
     notebook = nbformat.read(self_contained / source.with_suffix(".ipynb").name, as_version=4)
     executed, wrong = bare.execute(notebook, empty)
     assert not wrong, wrong[-3000:]
-    made = ledger.records_in(executed)
+    made = ledger.read_records(executed)
     assert made
     assert all(claim["passed"] for claim in made)
     assert {claim["chapter"] for claim in made} == {source.stem}
@@ -238,7 +238,7 @@ nc.claim("thm-sum", "a sum", predicted=4, measured=2 + 2, rtol=0)"""
 def test_set_up_clones_the_published_repository(bare: Bare, repository: str, empty: Path) -> None:
     executed, wrong = bare.execute(short(repository), empty)
     assert not wrong, wrong[-3000:]
-    assert [claim["passed"] for claim in ledger.records_in(executed)] == [True]
+    assert [claim["passed"] for claim in ledger.read_records(executed)] == [True]
     assert (empty / "small-norm" / "nclib" / "__init__.py").exists()
     # The second time the clone is there, and is not made again.
     (empty / "small-norm" / "mark").touch()

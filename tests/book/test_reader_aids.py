@@ -10,7 +10,7 @@ from conftest import ROOT
 from docutils import nodes
 
 import nclib
-from bookkit import package_page, page_head, reader_aids
+from bookkit import package_page, reader_aids, website
 
 # ------------------------------------------------------------------------------------- the package's page
 
@@ -74,7 +74,7 @@ def test_a_description_is_the_beginning_of_the_first_real_paragraph() -> None:
     tree = nodes.section()
     tree += nodes.paragraph("", "Too short.")
     tree += nodes.paragraph("", "", nodes.Text(long))
-    told = page_head.description(tree)  # type: ignore[arg-type]
+    told = website.description(tree)  # type: ignore[arg-type]
     assert told.startswith("word word")
     assert told.endswith(" …")
     assert len(told) <= 202

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+from conftest import ROOT
+
 import nclib as nc
 
 
@@ -34,3 +36,9 @@ def test_importing_the_package_loads_nothing_heavy():
     )
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_the_readme_s_example_runs(capsys):
+    text = (ROOT / "README.md").read_text("utf-8")
+    exec(text.partition("```python\n")[2].partition("```")[0], {})
+    assert "rho_eq" in capsys.readouterr().out

@@ -1,7 +1,5 @@
-"""Sphinx extension of the book: fresh outputs, claims gathered from them, scoreboard, map, and page facts.
+"""Verdicts on the book's pages: claims gathered from the executed chapters, scoreboard, map, and page facts.
 
-- Outputs are never stale: the execution cache goes, and every chapter is read again, when `nclib`, the pins
-  or the environment variables on which results depend have changed.
 - ``{scoreboard}`` lists every claim, ``{theorem-map}`` every theorem with its verdict; both are filled after
   all pages are read, from the executed notebooks' own outputs.
 - A theorem without a claim, a claim without a theorem and a claim that fails are warnings (errors under
@@ -12,20 +10,17 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
-from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from . import ahead, colab, ledger, page_parts, provenance
+from . import execution, ledger, page_parts, provenance
 
 LOGGER = logging.getLogger(__name__)
 
@@ -66,66 +61,13 @@ class TheoremMap(SphinxDirective):
         return [Placeholder(shows="theorem-map")]
 
 
-def root(app: Sphinx) -> Path:
-    """The book's folder."""
-    return Path(app.srcdir)
-
-
-def executed(app: Sphinx, docname: str) -> Path:
-    """Where myst-nb leaves the executed notebook of a page."""
-    return Path(app.outdir).parent / "jupyter_execute" / f"{docname}.ipynb"
-
-
-def cache_folder(app: Sphinx) -> Path:
-    """The execution cache."""
-    return Path(app.config.nb_execution_cache_path or Path(app.outdir).parent / ".jupyter_cache")
-
-
-# --- nothing stale --------------------------------------------------------------------------------
-
-
-def ask_for_files(_app: Sphinx) -> None:
-    """Let the chapters' figures be drawn as PDF too, for readers to take away, and with no date in them."""
-    os.environ.setdefault("NCLIB_FIGURES", "svg,pdf")
-    os.environ.setdefault("SOURCE_DATE_EPOCH", "0")
-
-
-def clear_cache(app: Sphinx) -> None:
-    """Delete the execution cache when it was made on other foundations than today's."""
-    folder, today = cache_folder(app), provenance.fingerprint(root(app))
-    mark = folder / "fingerprint"
-    if not mark.exists() or mark.read_text("utf-8") != today:
-        if folder.exists():
-            LOGGER.info("nclib, the pins or NCLIB_* changed: every chapter is executed again")
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-        mark.write_text(today, "utf-8")
-
-
-def execute_ahead(app: Sphinx) -> None:
-    """Fill the cache, several chapters at a time."""
-    sources = sorted((root(app) / "chapters").glob("*.md"))
-    ahead.execute(sources, cache_folder(app), app.config.nb_execution_timeout)
-
-
 def outdated(app: Sphinx, env: BuildEnvironment, *_: set[str]) -> list[str]:
     """Pages to read again: all of them when the foundations changed, else those that failed last time."""
-    book, today = ledger.ledger(env), provenance.fingerprint(root(app))
+    book, today = ledger.ledger(env), provenance.fingerprint(Path(app.srcdir))
     if book.fingerprint != today:
         book.fingerprint = today
         return sorted(env.found_docs)
-    return [name for name in env.found_docs if not succeeded(env, name)]
-
-
-def succeeded(env: BuildEnvironment, docname: str) -> bool:
-    """Whether a page's notebook ran to its end (or the page is none)."""
-    return bool(execution(env, docname).get("succeeded", True))
-
-
-def execution(env: BuildEnvironment, docname: str) -> dict[str, Any]:
-    """What myst-nb says of a page's execution: runtime, mtime, succeeded, …"""
-    metadata: dict[str, dict[str, Any]] = getattr(env, "nb_metadata", {})
-    return metadata.get(docname, {}).get("exec_data") or {}
+    return [name for name in env.found_docs if not execution.succeeded(env, name)]
 
 
 # --- gathering ------------------------------------------------------------------------------------
@@ -133,7 +75,7 @@ def execution(env: BuildEnvironment, docname: str) -> dict[str, Any]:
 
 def forget(app: Sphinx, docname: str, _source: list[str]) -> None:
     """Before a page is read: what an earlier build left of its execution must not be taken for this one's."""
-    executed(app, docname).unlink(missing_ok=True)
+    execution.executed(app, docname).unlink(missing_ok=True)
 
 
 def purge(_app: Sphinx, env: BuildEnvironment, docname: str) -> None:
@@ -143,7 +85,7 @@ def purge(_app: Sphinx, env: BuildEnvironment, docname: str) -> None:
 
 def gather(app: Sphinx, doctree: nodes.document) -> None:
     """Once a page is read: its theorems and the claims among its outputs."""
-    page = ledger.read_page(doctree, executed(app, app.env.docname), cache_folder(app))
+    page = ledger.read_page(doctree, execution.read(app, app.env.docname))
     page.shows = {place["shows"] for place in doctree.findall(Placeholder)}
     ledger.ledger(app.env).pages[app.env.docname] = page
 
@@ -157,7 +99,7 @@ def merge(_app: Sphinx, env: BuildEnvironment, docnames: set[str], other: BuildE
 def check(app: Sphinx, env: BuildEnvironment) -> None:
     """After all pages are read: is every theorem checked, and does every claim hold and have its theorem?"""
     ledger.ledger(env).built = time.time()
-    ran = {name for name in env.found_docs if succeeded(env, name)}
+    ran = {name for name in env.found_docs if execution.succeeded(env, name)}
     for docname, line, message in ledger.problems(ledger.ledger(env), ran):
         LOGGER.warning(message, location=(docname, line), type="executable_book")
     ledger.write(ledger.ledger(env), Path(app.outdir).parent / "claims")
@@ -222,7 +164,7 @@ def borrowed(app: Sphinx, shown: page_parts.Shown, label: str) -> list[nodes.Nod
 
 def page_facts(app: Sphinx, docname: str) -> dict[str, str]:
     """What is known of a chapter's execution, by name; what is not known is left out."""
-    page, done = ledger.ledger(app.env).pages[docname], execution(app.env, docname)
+    page, done = ledger.ledger(app.env).pages[docname], execution.facts(app.env, docname)
     scale = os.environ.get("NCLIB_SCALE") or "quick"
     here = [record for record in page.records if record["scale"] == scale]  # others are of stored results
     first = (here or page.records or [{}])[0]
@@ -232,7 +174,7 @@ def page_facts(app: Sphinx, docname: str) -> dict[str, str]:
         "base seed": str(first.get("base_seed", "")),
         "executed in": provenance.seconds(done["runtime"]) if done.get("runtime") else "",
         "on": provenance.day(done["mtime"]) if done.get("mtime") else "",
-        "commit": provenance.commit(root(app)),
+        "commit": provenance.commit(Path(app.srcdir)),
     }
     return {name: value for name, value in facts.items() if value}
 
@@ -242,48 +184,12 @@ def notebook_of(docname: str) -> str:
     return f"colab/{docname.rpartition('/')[2]}.ipynb"
 
 
-# --- the finished HTML ----------------------------------------------------------------------------
-
-
-def remove_old_pages(app: Sphinx, error: Exception | None) -> None:
-    """Pages of chapters that are gone would show verdicts of another build."""
-    if error is None and app.builder.format == "html":
-        folder = Path(app.outdir)
-        kept = {folder / app.builder.get_target_uri(name) for name in app.env.found_docs} | {folder / "search.html"}
-        for path in set(folder.rglob("*.html")) - kept:
-            if "_static" not in path.relative_to(folder).parts:
-                path.unlink()
-
-
-def offer_notebooks(app: Sphinx, error: Exception | None) -> None:
-    """Put the self-contained notebooks into the HTML."""
-    if error is None and app.builder.format == "html":
-        made = Path(app.outdir).parent / "colab"
-        colab.write(root(app), made)
-        shutil.rmtree(Path(app.outdir) / "colab", ignore_errors=True)
-        shutil.copytree(made, Path(app.outdir) / "colab")
-
-
-#: Draws icons that the theme's font draws too, at half the weight of a page.
-_ICON_SCRIPT = re.compile(r'\s*<script src="[^"]*scripts/fontawesome\.js[^"]*"></script>')
-
-
-def lighten(app: Sphinx, error: Exception | None) -> None:
-    """Leave out what a page can do without."""
-    if error is None and app.builder.format == "html":
-        for path in Path(app.outdir).rglob("*.html"):
-            text = path.read_text("utf-8")
-            if (lighter := _ICON_SCRIPT.sub("", text)) != text:
-                path.write_text(lighter, "utf-8")
-        (Path(app.outdir) / "_static" / "scripts" / "fontawesome.js").unlink(missing_ok=True)
-
-
 def fail_loudly(app: Sphinx, error: Exception | None) -> None:
     """Without ``-W`` too: a chapter or a claim that failed fails the build, and the last lines say which."""
     if error is not None:
         return
     book = ledger.ledger(app.env)
-    failed = [name for name in sorted(book.pages) if not succeeded(app.env, name)]
+    failed = [name for name in sorted(book.pages) if not execution.succeeded(app.env, name)]
     for name in failed:
         lost = [record for record in book.pages[name].records if not record["passed"]]
         for record in lost:
@@ -294,82 +200,13 @@ def fail_loudly(app: Sphinx, error: Exception | None) -> None:
         app.statuscode = 1
 
 
-#: The parts of MathJax that the pages need.
-MATHJAX = ["core", "input/tex", "output/chtml", "a11y/assistive-mml"]
-
-
-def set_options(_app: Sphinx, config: Config) -> None:
-    """The title beside the logo; the repository's buttons appear with its address and not before."""
-    # MathJax by its parts: the usual bundle carries a menu, a third of its weight, that this book does not show.
-    config.mathjax_path = "mathjax/startup.js"
-    config.mathjax3_config = {"loader": {"load": MATHJAX}}
-    options = config.html_theme_options
-    options["logo"] = {"text": config.html_title}
-    published = bool(options.get("repository_url"))
-    for button in ("use_repository_button", "use_issues_button"):
-        options[button] = published
-    if not published:
-        for key in ("repository_url", "repository_branch", "path_to_docs", "launch_buttons"):
-            options.pop(key, None)
-
-
-def tidy_page(
-    _app: Sphinx, _page: str, _template: str, context: dict[str, Any], _tree: nodes.document | None
-) -> None:
-    """Leave out scripts that would load others from elsewhere (live cells, which this book does not use), and
-    a role that promises what is not there."""
-    context["script_files"] = [script for script in context["script_files"] if not _is_thebe(script)]
-    if "body" in context:  # a list's children must be items, says ARIA; these are not
-        context["body"] = context["body"].replace('<div role="list" class="citation', '<div class="citation')
-    context["css_files"] = [style for style in context.get("css_files", []) if "thebe" not in str(style)]
-
-
-def _is_thebe(script: Any) -> bool:
-    body = getattr(script, "attributes", {}).get("body") or ""
-    return "thebe" in str(getattr(script, "filename", script) or "") or "THEBE" in body
-
-
-#: Search summaries are fetched, which browsers refuse to a page opened from disk: titles alone, then.
-SEARCH_FROM_DISK = (
-    "if (location.protocol === 'file:' && typeof DOCUMENTATION_OPTIONS !== 'undefined')"
-    " { DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false; }"
-)
-
-
-#: What scrolls sideways must be within reach of the keyboard; which formula does depends on the window.
-SCROLL_BY_KEY = """
-function reachByKey() {
-  var boxes = 'mjx-container[display="true"], .cell_output, .pst-scrollable-table-container, .highlight pre';
-  document.querySelectorAll(boxes)
-    .forEach(function (box) {
-      if (box.scrollWidth > box.clientWidth) { box.tabIndex = 0; }
-      else if (box.getAttribute('tabindex') === '0') { box.removeAttribute('tabindex'); }
-    });
-}
-window.addEventListener('load', function () {
-  var ready = window.MathJax && MathJax.startup && MathJax.startup.promise || Promise.resolve();
-  ready.then(reachByKey);
-  window.addEventListener('resize', reachByKey);
-  document.addEventListener('toggle', reachByKey, true);
-  document.addEventListener('click', function () { setTimeout(reachByKey, 50); });
-});
-"""
-
-
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register everything."""
-    app.set_html_assets_policy("always")  # tables made at the end may hold mathematics on any page
-    app.add_js_file(None, body=SEARCH_FROM_DISK, priority=250)
-    app.add_js_file(None, body=SCROLL_BY_KEY, priority=900)
     app.add_node(Placeholder)
     app.add_directive("scoreboard", Scoreboard)
     app.add_directive("verdict", Verdict)
     app.add_directive("from-chapter", FromChapter)
     app.add_directive("theorem-map", TheoremMap)
-    app.connect("config-inited", set_options)
-    app.connect("builder-inited", ask_for_files)
-    app.connect("builder-inited", clear_cache)
-    app.connect("builder-inited", execute_ahead)
     app.connect("env-get-outdated", outdated)
     app.connect("source-read", forget)
     app.connect("env-purge-doc", purge)
@@ -378,9 +215,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("env-check-consistency", check)
     app.connect("env-updated", touched)
     app.connect("doctree-resolved", fill)
-    app.connect("html-page-context", tidy_page, priority=900)
-    app.connect("build-finished", remove_old_pages)
-    app.connect("build-finished", offer_notebooks)
-    app.connect("build-finished", lighten)
     app.connect("build-finished", fail_loudly)
     return {"version": "1", "env_version": 1, "parallel_read_safe": True, "parallel_write_safe": True}
