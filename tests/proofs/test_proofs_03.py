@@ -290,3 +290,22 @@ def test_solution_depth_afterwards():
     fixed = 3 * np.sqrt(np.log(2 * 81 / 0.05) / 40_000)
     assert sum(1 / (L * (L + 1)) for L in range(1, 100_000)) == pytest.approx(1, abs=1e-4)
     assert chance(10) - fixed < 0.02
+
+
+def test_dense_matrices_of_the_convolutional_network_have_440_times_the_norms_of_their_kernels():
+    # The matrix itself, by sending every basis vector through the layer; one channel in and out shows the counting.
+    product, most = 1.0, 1.0
+    for size in (32, 16, 8):
+        basis = torch.eye(size * size).reshape(-1, 1, size, size)
+        for kernel in (
+            torch.ones(1, 1, 3, 3),
+            torch.randn(1, 1, 3, 3, generator=torch.Generator().manual_seed(size)),
+        ):
+            dense = torch.nn.functional.conv2d(basis, kernel, stride=2, padding=1)
+            ratio = (dense.norm() / kernel.norm()).item()
+            assert ratio <= size / 2
+            if kernel.min() == 1:
+                assert ratio == pytest.approx(size / 2 - 1 / 3, rel=1e-6)
+                product, most = product * ratio, most * size / 2
+    assert product == pytest.approx(440, abs=1)
+    assert most == 512
