@@ -53,7 +53,7 @@ def train(
         Values of the hyper-parameters ``seed``, ``lr``, ``weight_decay``, ``momentum``, ``init_norm`` (a number, or
         a tuple with one per layer) and ``noise`` (share of training labels redrawn at random):
         ``dict(weight_decay=[0, 0.01], seed=range(8))`` stands for all sixteen combinations; a list of dicts for
-        just those.  What is not there comes from `opt`; else seed = `nclib.base_seed()`, init_norm = 1, noise = 0.
+        just those.  What is not there comes from `opt`; else seed = ``NCLIB_SEED``, init_norm = 1, noise = 0.
     measure_every
         Epochs between measurements (the start is measured too), or the list of epochs after which to measure;
         the last is always measured.  Default: fifty times.
