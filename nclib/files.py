@@ -11,28 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["canonical", "fingerprint", "lock", "write"]
-
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def write(file: Path, content: bytes | str) -> None:
     """Write aside, force to disk, rename: whoever reads finds the old file or the new one, never half of one.
 
-    The folder is made if need be.
-
-    Raises
-    ------
-    OSError
-        If the disk refuses; nothing is left behind then.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write(Path(folder, "deep", "a.txt"), "whole")
-    ...     Path(folder, "deep", "a.txt").read_text()
-    'whole'
+    The folder is made if need be.  Where the disk refuses (OSError), nothing is left behind.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
@@ -55,29 +40,12 @@ def write(file: Path, content: bytes | str) -> None:
 
 
 def canonical(value: Any) -> str:
-    """What JSON knows as text, whatever the order of the keys.
-
-    Raises
-    ------
-    TypeError
-        For anything else.
-
-    Examples
-    --------
-    >>> canonical({"b": 1, "a": [2.0, None]})
-    '{"a":[2.0,null],"b":1}'
-    """
+    """What JSON knows as text, whatever the order of the keys; TypeError for anything else."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def fingerprint(content: Any) -> str:
-    """SHA-256, as 64 hexadecimal digits, of bytes, of a text, or of anything that `canonical` takes.
-
-    Examples
-    --------
-    >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) == fingerprint('{"a":1,"b":2}')
-    True
-    """
+    """SHA-256, as 64 hexadecimal digits, of bytes, of a text, or of anything that `canonical` takes."""
     if not isinstance(content, bytes):
         content = (content if isinstance(content, str) else canonical(content)).encode()
     return hashlib.sha256(content).hexdigest()
@@ -88,18 +56,7 @@ def lock(file: Path, *, waiting: str = "") -> Iterator[bool]:
     """Hold the lock `file` between processes; True, or False on a file system that has no locks.
 
     The system releases it when its process dies.  Where another process holds it, say `waiting` once and wait.
-
-    Raises
-    ------
-    OSError
-        If `file` cannot be made.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder, lock(Path(folder, "lock")) as held:
-    ...     held
-    True
+    OSError if `file` cannot be made.
     """
     from filelock import FileLock, Timeout
 

@@ -23,46 +23,19 @@ import torch
 
 T = TypeVar("T")
 
-SCALES = ("quick", "full")
-
 
 def scale_name() -> str:
-    """Name of the scale at which this process runs, ``"quick"`` or ``"full"``.
-
-    Returns
-    -------
-    str
-        The value of the environment variable ``NCLIB_SCALE``, ``"quick"`` when it is not set.
-
-    Raises
-    ------
-    ValueError
-        If ``NCLIB_SCALE`` is neither of the two.
-
-    Examples
-    --------
-    >>> scale_name() in ("quick", "full")
-    True
-    """
+    """Name of the scale at which this process runs, ``"quick"`` or ``"full"``."""
     name = os.environ.get("NCLIB_SCALE") or "quick"
-    if name not in SCALES:
+    if name not in ("quick", "full"):
         raise ValueError(f"NCLIB_SCALE={name!r}: the scale is 'quick' or 'full'; write NCLIB_SCALE=quick")
     return name
 
 
 def scale(*, quick: T, full: T) -> T:
-    """Pick the value that belongs to the scale of this run.
+    """Pick the value that belongs to the scale of this run, which ``NCLIB_SCALE`` names.
 
     A chapter has one code path; only sizes, times and numbers of seeds differ between the scales.
-
-    Parameters
-    ----------
-    quick, full
-        The value at each scale.
-
-    Returns
-    -------
-    The one that ``NCLIB_SCALE`` names.
 
     Raises
     ------
@@ -81,10 +54,6 @@ def device() -> torch.device:
     """Device on which training runs: ``NCLIB_DEVICE`` when set, else CUDA, else the CPU.
 
     Apple's ``mps`` must be asked for by name, since it has no float64.
-
-    Returns
-    -------
-    torch.device
 
     Raises
     ------
@@ -110,30 +79,13 @@ def device() -> torch.device:
 
 
 def device_name() -> str:
-    """Human name of `device`, for provenance: ``"cpu"``, or the GPU's product name.
-
-    Examples
-    --------
-    >>> isinstance(device_name(), str)
-    True
-    """
+    """Human name of `device`, for provenance: ``"cpu"``, or the GPU's product name."""
     found = device()
     return torch.cuda.get_device_name(found) if found.type == "cuda" else found.type
 
 
 def base_seed() -> int:
-    """The seed from which every other seed of this process derives (``NCLIB_SEED``, default 0).
-
-    Raises
-    ------
-    ValueError
-        If ``NCLIB_SEED`` is not a whole number ≥ 0.
-
-    Examples
-    --------
-    >>> base_seed() >= 0
-    True
-    """
+    """The seed from which every other seed of this process derives (``NCLIB_SEED``, default 0)."""
     text = os.environ.get("NCLIB_SEED") or "0"
     if not text.isdecimal():
         raise ValueError(f"NCLIB_SEED={text!r}: the base seed is a whole number >= 0; write NCLIB_SEED=0")
@@ -141,24 +93,10 @@ def base_seed() -> int:
 
 
 def seeds(n: int, stream: int = 0) -> list[int]:
-    """Derive `n` independent seeds from the base seed.
+    """Derive `n` ≥ 1 independent seeds from the base seed; raises ValueError for fewer.
 
-    Parameters
-    ----------
-    n
-        How many.
-    stream
-        Experiments that must not share randomness use different streams.
-
-    Returns
-    -------
-    list of int
-        Each in [0, 2³²); the first `k` of ``seeds(n, s)`` are ``seeds(k, s)``.
-
-    Raises
-    ------
-    ValueError
-        If `n` is not positive.
+    Each is in [0, 2³²); the first `k` of ``seeds(n, s)`` are ``seeds(k, s)``.  Experiments that must not share
+    randomness use different streams.
 
     Examples
     --------

@@ -19,13 +19,7 @@ def shell() -> Any:
 
 
 def audience() -> Literal["person", "log", "program"]:
-    """Who is watching: a person at a terminal or notebook, a log file, or a program that executes a notebook.
-
-    Examples
-    --------
-    >>> audience() in ("person", "log", "program")
-    True
-    """
+    """Who is watching: a person at a terminal or notebook, a log file, or a program that executes a notebook."""
     kernel = getattr(shell(), "kernel", None)
     if kernel is not None:
         # A program that executes a notebook (nbclient, papermill) allows no input; a person's front end does.
@@ -35,26 +29,10 @@ def audience() -> Literal["person", "log", "program"]:
 
 @contextlib.contextmanager
 def bar(total: int, what: str, *, start: int = 0, show: bool = True) -> Iterator[Callable[[int, str], None]]:
-    """Show how much of `total` is done and roughly how long the rest takes.
+    """Show how much of `total` is done (`start` by a run that is resumed) and roughly how long the rest takes.
 
     Yields a function of what is done, and of a note about it.  A person sees a bar that redraws itself, a log
     file gets a line now and then, a program nothing.  What takes less than two seconds shows nothing either.
-
-    Parameters
-    ----------
-    total
-        Amount of work.
-    what
-        What is going on, e.g. "train 32 networks".
-    start
-        How much was done before, by a run that is being resumed.
-    show
-        False is silent.
-
-    Examples
-    --------
-    >>> with bar(10, "count") as update:
-    ...     update(10, "all of it")
     """
     watching = audience() if show else "program"
     if watching == "log":

@@ -50,15 +50,7 @@ _records: list[Record] = []
 def chapter(name: str) -> None:
     """Open a chapter: start its ledger anew, set the house style, and show on what and from which seed it runs.
 
-    Parameters
-    ----------
-    name
-        The chapter's file name without its ending, e.g. ``"02_minimum_norm"``.
-
-    Raises
-    ------
-    ValueError
-        If `name` is not a plain file name.
+    The `name` is the file's without its ending, e.g. ``"02_minimum_norm"``; ValueError for a path.
 
     Examples
     --------
@@ -121,8 +113,6 @@ def claim(
         A number, or an array whose first axis runs over independent seeds.
     predicted
         What the theorem predicts; any shape that broadcasts against `measured`.
-    rtol, atol, at_most, at_least, between
-        The criterion.
     seeds
         How many independent seeds stand behind `measured`, where its first axis does not say it: 1 for an array
         from one seed; or S where that axis holds several values of each of S seeds, one seed after the other.

@@ -23,33 +23,19 @@ from ..files import fingerprint
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
     from ..data import Data
 
-__all__ = ["Explorable", "explore_curves", "explore_flow", "replay"]
-
+_Draw = Callable[[Any], None]  # on axes
 _DIGITS = 4  # of numbers in a page's data; what is drawn is coarser
 
 
 class Explorable:
-    """A figure to play with; the last expression of a cell shows it.
+    """A figure to play with: plain data for the script, and what draws the picture for where no script runs."""
 
-    Parameters
-    ----------
-    spec
-        What the script draws, as plain data.
-    static
-        The picture for where no script runs.
-    caption, alt
-        What the figure says, and a description for those who can't see it.
-    name
-        Its anchor in the page, e.g. ``"explore-flow"``.
-    """
-
-    def __init__(self, spec: Mapping[str, Any], static: Figure, *, caption: str, alt: str, name: str = "") -> None:
-        self.spec, self.caption, self.alt, self.name = dict(spec), caption, alt, name
-        self._picture = _svg(static)
+    def __init__(self, spec: dict[str, Any], draw: _Draw, caption: str, alt: str, name: str) -> None:
+        self.spec, self.caption, self.alt, self.name = spec, caption, alt, name
+        self._picture = _picture(draw)
 
     def __repr__(self) -> str:
         return f"Explorable({self.spec['kind']!r}): {self.alt}"
@@ -97,7 +83,7 @@ def explore_flow(
     weight_decay, rho0
         The values of λ ≥ 0 and ρ₀ > 0 between which the reader chooses.
     caption, alt, name
-        As in `Explorable`.
+        What the figure says, a description for those who can't see it, and its anchor in the page.
     start
         Which λ and which ρ₀ are chosen at first, as positions.
 
@@ -150,7 +136,7 @@ def explore_flow(
         axes.set(xlabel="time t", ylabel="norm ρ", ylim=spec["range"])
         axes.legend()
 
-    return Explorable(spec, _static(draw), caption=caption, alt=alt, name=name)
+    return Explorable(spec, draw, caption, alt, name)
 
 
 def explore_curves(
@@ -184,7 +170,7 @@ def explore_curves(
     told
         From the rows of one curve, a sentence that says what it shows (also to a screen reader).
     caption, alt, name
-        As in `Explorable`.
+        As in `explore_flow`.
     log
         ``"x"`` for a logarithmic horizontal axis.
     log_measures
@@ -262,7 +248,7 @@ def explore_curves(
         axes.set_xscale("log" if "x" in log else "linear")
         axes.set_yscale("log" if first in log_measures else "linear")
 
-    return Explorable(spec, _static(draw), caption=caption, alt=alt, name=name)
+    return Explorable(spec, draw, caption, alt, name)
 
 
 def replay(
@@ -295,7 +281,7 @@ def replay(
     title
         What is seen.
     caption, alt, name
-        As in `Explorable`.
+        As in `explore_flow`.
     means
         (T, G, 2), a hollow mark and a line from the origin for the class mean of each group.
 
@@ -347,22 +333,15 @@ def replay(
         ax.set(xlim=spec["x"], ylim=spec["y"], aspect="equal", xticks=[], yticks=[])
         ax.legend()
 
-    return Explorable(spec, _static(draw), caption=caption, alt=alt, name=name)
+    return Explorable(spec, draw, caption, alt, name)
 
 
-def _static(draw: Callable[[Any], None]) -> Figure:
-    """The picture for where no script runs."""
+def _picture(draw: _Draw) -> str:
+    """The picture as a data address; its figure is closed, so that a notebook doesn't show it a second time."""
     import matplotlib.pyplot as plt
 
     figure, ax = plt.subplots(figsize=(5.2, 3.4))
     draw(ax)
-    return figure
-
-
-def _svg(figure: Figure) -> str:
-    """A figure as a data address, closed so that a notebook doesn't show it a second time."""
-    import matplotlib.pyplot as plt
-
     out = io.BytesIO()
     with plt.rc_context({"svg.hashsalt": "nclib", "svg.fonttype": "path"}):
         figure.savefig(out, format="svg", metadata={"Date": None})

@@ -50,10 +50,6 @@ def style() -> None:
     """Set the house style for all figures from here on (`nclib.chapter` does this).
 
     Notebooks show figures as SVG, or in the formats that ``NCLIB_FIGURES`` names (``svg,pdf``).
-
-    Examples
-    --------
-    >>> style()
     """
     import seaborn as sns
 
@@ -92,24 +88,12 @@ def style() -> None:
 
 
 def panels(n: int = 1, *, height: float = 3.6) -> tuple[Figure, Any]:
-    """A row of `n` axes that fits the page.
-
-    Parameters
-    ----------
-    n
-        How many, 1 to 3.
-    height
-        In inches.
+    """A figure with a row of `n` axes, 1 to 3, that fits the page; its height is in inches.
 
     Returns
     -------
     figure, axes
         One axes for ``n=1``, else an array of them.
-
-    Raises
-    ------
-    ValueError
-        If `n` is not 1, 2 or 3.
 
     Examples
     --------
@@ -125,17 +109,9 @@ def panels(n: int = 1, *, height: float = 3.6) -> tuple[Figure, Any]:
 
 
 def confidence_interval(values: ArrayLike) -> tuple[float, float]:
-    """95 % interval of a mean by Student's t: right for few seeds, and without a bootstrap's randomness.
+    """95 % interval (low, high) of a mean by Student's t; both NaN for a single value.
 
-    Parameters
-    ----------
-    values
-        One number a seed.
-
-    Returns
-    -------
-    low, high
-        Both NaN for a single value.
+    It is right for few seeds, and without a bootstrap's randomness.
 
     Examples
     --------

@@ -27,38 +27,20 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["Result", "result", "save_result"]
-
 _ROOT = Path(__file__).resolve().parents[2]
 _FOLDER = _ROOT / "results"
 
 
 @dataclass(frozen=True)
 class Result:
-    """A stored result and where it comes from; returned by `result`.
-
-    Attributes
-    ----------
-    frame
-        The table.
-    manifest
-        name, config, config_sha256, csv_sha256, device, threads, versions, commit, created, seconds.
-    """
+    """A stored result and where it comes from; returned by `result`."""
 
     frame: pd.DataFrame
-    manifest: dict[str, Any]
+    manifest: dict[str, Any]  # as `save_result` makes it
 
     @property
     def provenance(self) -> str:
-        """One line for a caption: device, seeds, commit, date and time taken.
-
-        Examples
-        --------
-        >>> import pandas as pd
-        >>> facts = {"device": "cpu", "commit": "abc", "created": "2026-01-02T03:04:05+00:00", "seconds": 61.0}
-        >>> Result(pd.DataFrame(), {**facts, "config": {"seeds": [0, 1]}}).provenance
-        'device cpu · seeds 0, 1 · commit abc · 2026-01-02 · took 1 min'
-        """
+        """For a caption, e.g. ``device cpu · seeds 0, 1 · commit abc · 2026-01-02 · took 1 min``."""
         facts = self.manifest
         seeds = ", ".join(map(str, facts["config"].get("seeds", []))) or "none"
         minutes = facts["seconds"] / 60
@@ -137,32 +119,8 @@ def save_result(
     """Write a table, to seven digits, and its manifest, each whole or not at all.
 
     Where the same table of the same configuration lies already, it stays, with the manifest of its making.
-
-    Parameters
-    ----------
-    name
-        File name without ending.
-    frame
-        The table.
-    config
-        All that the result depends on, in what JSON knows; ``seeds`` among it.
-    seconds
-        Wall time that computing it took.
-    folder
-        Where; by default the book's ``results``.
-
-    Raises
-    ------
-    ValueError
-        If the table is empty.
-
-    Examples
-    --------
-    >>> import tempfile, pandas as pd
-    >>> with tempfile.TemporaryDirectory() as place:
-    ...     save_result("trial", pd.DataFrame({"a": [1]}), {"seeds": [0]}, seconds=2.0, folder=Path(place))
-    ...     result("trial", folder=place).frame.a.tolist()
-    [1]
+    The configuration is all that the result depends on, in what JSON knows, ``seeds`` among it; it took `seconds`
+    of wall time to compute.
     """
     if not len(frame):
         raise ValueError(f"frame of {name!r} is empty: there is nothing to keep; check what computed it")

@@ -15,8 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["CollapseStatistics", "SimplexView", "collapse", "simplex_view"]
-
 Array = Tensor | np.ndarray[Any, Any]
 
 # A chunk of rows, about 1 MiB of float32, stays in cache from the subtraction to the product.
@@ -238,11 +236,8 @@ class _Spread:
         self.tables = [self.shift, self.axes]
         if classifier is not None:
             self.tables[1] = torch.cat([self.axes, classifier.weight])
-            self.tables += [
-                classifier.at(self.shift),
-                _squared_distances(self.centred),
-                2 * self.centred @ self.axes.T,
-            ]
+            pull = 2 * self.centred @ self.axes.T
+            self.tables += [classifier.at(self.shift), _squared_distances(self.centred), pull]
 
     def add(self, rows: Tensor, labels: Tensor, dtype: torch.dtype | None = None) -> None:
         """Take in rows; in float64 if a square overflows."""
@@ -347,15 +342,12 @@ class SimplexView(NamedTuple):
     """Coordinates in the space of the centred class means; see `simplex_view`."""
 
     points: NDArray[np.float64]
-    """The features, (N, K − 1)."""
     means: NDArray[np.float64]
-    """Their class means, (K, K − 1); centred, of root mean square length 1."""
     rows: NDArray[np.float64] | None
-    """The classifier's rows, (K, K − 1), centred and scaled likewise; None without a classifier."""
 
 
 def simplex_view(features: Array, labels: Array, weight: Array | None = None) -> SimplexView:
-    r"""Features, class means and classifier in the space of the centred class means.
+    r"""Features, class means and classifier in the space of the centred class means (Chapter 6).
 
     For three classes this space is a plane, and the view a picture. With M̄ the centred class means (K×d) and E a
     fixed simplex ETF in K − 1 dimensions, the axes are the orthonormal d×(K − 1) matrix Q that turns M̄Q as near
@@ -372,17 +364,14 @@ def simplex_view(features: Array, labels: Array, weight: Array | None = None) ->
     Returns
     -------
     SimplexView
-        After a full collapse points, means and rows of a class coincide, at the corners of a regular simplex of
-        radius 1.
+        Named tuple ``(points, means, rows)``: features (N, K − 1), class means (K, K − 1) and the classifier's rows
+        (K, K − 1), None without a classifier. After a full collapse those of a class coincide, at the corners of a
+        regular simplex of radius 1.
 
     Raises
     ------
     TypeError, ValueError
         As `collapse`; also where d < K − 1 or all class means are equal.
-
-    References
-    ----------
-    Chapter 6.
 
     Examples
     --------
@@ -412,16 +401,13 @@ def simplex_view(features: Array, labels: Array, weight: Array | None = None) ->
     left, _, right = torch.linalg.svd(centred.T @ reference, full_matrices=False)
     axes = left @ right
 
-    def seen(vectors: Tensor, scale: Tensor) -> NDArray[np.float64]:
-        coordinates: NDArray[np.float64] = (vectors @ axes / scale).numpy(force=True)
-        return coordinates
-
+    points, corners = ((vectors @ axes / size).numpy(force=True) for vectors in (rows.double() - origin, centred))
     pointed = None
     if classifier is not None:
         turned = (classifier.weight - classifier.weight.mean(0)) @ axes
         length = turned.square().sum(1).mean().sqrt()
         pointed = (turned / length.clamp(min=torch.finfo(length.dtype).tiny)).numpy(force=True)
-    return SimplexView(seen(rows.double() - origin, size), seen(centred, size), pointed)
+    return SimplexView(points, corners, pointed)
 
 
 # --- what goes in ----------------------------------------------------------------------------------------

@@ -6,8 +6,6 @@ import torch
 
 from . import Array, begun
 
-__all__ = ["mse_split"]
-
 
 def mse_split(features: Array, labels: Array, weight: Array, bias: Array | None = None) -> dict[str, float]:
     r"""Square loss of a classifier: what its features force, and its own deviation from least squares.
@@ -24,6 +22,7 @@ def mse_split(features: Array, labels: Array, weight: Array, bias: Array | None 
     ===============  ==========================================================================
 
     The parts add up because the least-squares residual is orthogonal to every feature and to 1.
+    Computed densely in float64, with memory for three copies of the features.
 
     Parameters
     ----------
@@ -39,10 +38,6 @@ def mse_split(features: Array, labels: Array, weight: Array, bias: Array | None 
     ------
     TypeError, ValueError
         As `nclib.collapse`.
-
-    Notes
-    -----
-    Dense and in float64: memory for three copies of the features.
 
     References
     ----------

@@ -67,10 +67,7 @@ class Data:
 
     @property
     def y(self) -> Tensor:
-        """Training targets.
-
-        Two classes give (N,) with +1 for the first and -1 for the second, more classes one-hot (N, K).
-        """
+        """Training targets: of two classes (N,), +1 for the first and -1 for the second; of more one-hot (N, K)."""
         return self._targets(self.labels)
 
     @property

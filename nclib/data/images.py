@@ -90,10 +90,7 @@ SOURCES = {
         base_url="https://www.cs.toronto.edu/~kriz/",
         folder="cifar-10-batches-bin",
         md5={"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"},
-        classes=(
-            *("airplane", "automobile", "bird", "cat", "deer"),
-            *("dog", "frog", "horse", "ship", "truck"),
-        ),
+        classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
         shape=(3, 32, 32),
         counts=(50_000, 10_000),
     ),
@@ -101,15 +98,10 @@ SOURCES = {
 
 
 def load(name: str, *, verify: bool = True) -> Raw:
-    """Read an image set as bytes (N, C, H, W), after downloading it if need be.
+    """Read ``"digits"`` or an image set of `SOURCES` as bytes (N, C, H, W), after downloading it if need be.
 
-    Parameters
-    ----------
-    name
-        ``"digits"`` or a key of `SOURCES`.
-    verify
-        Compare md5 checksums, or numbers of images where there is no official checksum (CIFAR-10's unpacked
-        batches); False goes on with whatever can be read.
+    `verify` compares md5 checksums, or numbers of images where there is no official checksum (CIFAR-10's unpacked
+    batches); False goes on with whatever can be read.
 
     Raises
     ------

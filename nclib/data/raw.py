@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
@@ -162,14 +162,7 @@ def choose(name: str, raw: Raw, classes: Any, n: int | None, n_test: int | None,
     n_test = total if n_test is None else check_count("n_test", n_test, 0)
     check_at_most("n_test", n_test, total, f"{what} {total} points for the test set")
     rows_test, _ = _take(rest, n_test)
-    return replace(
-        raw,
-        classes=names,
-        x=raw.x[rows],
-        labels=labels[rows],
-        x_test=x_test[rows_test],
-        labels_test=labels_test[rows_test],
-    )
+    return Raw(names, raw.x[rows], labels[rows], x_test[rows_test], labels_test[rows_test], raw.divisor)
 
 
 def _queues(labels: Ints, k: int, seed: int, part: int) -> list[Ints]:

@@ -15,24 +15,13 @@ TEACHER_TRIES = 1000
 
 
 def teacher(n: int, n_test: int, *, seed: int, classes: Any = None, d: int = 20, width: int = 4) -> Raw:
-    r"""Directions labelled by the sign of a random bias-free two-layer ReLU network.
+    r"""Directions labelled by the sign of a random bias-free two-layer ReLU network, `nclib.data`'s ``"teacher"``.
 
-    :math:`f(x) = \sum_j a_j \max(0, \langle w_j, x\rangle)` with :math:`\lVert w_j\rVert = 1`,
-    :math:`\lVert a\rVert = 1`, all directions random but for two conditions.  :math:`\sum_j a_j = 0`, so that
-    :math:`\mathbb E f = 0` over every rotation-invariant distribution of x: without a bias no threshold can
-    balance the classes, but the output weights can.  And the :math:`w_j` come in pairs
+    :math:`\lVert w_j\rVert = 1` and :math:`\lVert a\rVert = 1`, all directions random but for two conditions.
+    :math:`\sum_j a_j = 0`, so that :math:`\mathbb E f = 0` over every rotation-invariant distribution of x: without
+    a bias no threshold can balance the classes, but the output weights can.  And the :math:`w_j` come in pairs
     :math:`\pm w`, of which one is always active: else a share :math:`2^{-\text{width}}` of the points would
-    find every neuron silent and have no sign.  (One pair is a linear teacher.)  Where all n labels still
-    agree, teacher and inputs are drawn again.
-
-    Returns
-    -------
-    A `Raw` with ``truth = ((width, d), (1, width))`` and a Bayes error of 0.
-
-    Raises
-    ------
-    ValueError
-        For numbers out of range, an odd width, and where try after try gives one class only.
+    find every neuron silent and have no sign.  (One pair is a linear teacher.)
     """
     d, width = check_count("d", d, 1), check_count("width", width, 2)
     if classes is not None:
@@ -70,20 +59,9 @@ def _signs(x: Floats, first: Floats, second: Floats) -> Ints:
 
 
 def gaussians(n: int, n_test: int, *, seed: int, classes: Any = None, d: int = 20, separation: Any = 3.0) -> Raw:
-    r"""K equally likely classes :math:`x = m_k + z`, :math:`z\sim\mathcal N(0, I_d)`.
+    r"""Gaussian classes around the corners of a randomly turned simplex, `nclib.data`'s ``"gaussians"``.
 
-    The means :math:`m_k` are the corners of a regular simplex around the origin with edge `separation`, in
-    a random position.  All are equally long, so the Bayes rule :math:`\arg\max_k\langle m_k, x\rangle` needs
-    no bias and is the same for :math:`x/\lVert x\rVert`.
-
-    Returns
-    -------
-    A `Raw` with ``truth = ((K, d),)``, or ``((1, d),)`` for two classes, and the exact Bayes error.
-
-    Raises
-    ------
-    ValueError
-        For numbers out of range, among them d < K - 1, where K points cannot be equally far apart.
+    All means are equally long, so the Bayes rule :math:`\arg\max_k\langle m_k, x\rangle` needs no bias.
     """
     if classes is not None and (isinstance(classes, bool) or not hasattr(classes, "__index__")):
         raise ValueError(f"classes={classes!r}: 'gaussians' takes the number of classes; write e.g. classes=3")

@@ -1,13 +1,8 @@
 """Bias-free networks with exact initial norms: MLP, the four-convolution net, ResNet-18.
 
 An architecture is a frozen dataclass (equal fields, equal network), made by `mlp`, `convnet` or
-`resnet18`; its method `build` returns a `Net`.
-
-* Every layer computes $W_k h$ without a bias, and starts at $‖W_k‖_F$ = `init_norm` exactly.
-* `Net.forward` has no side effect and no control flow that depends on data, so it can be used with
-  `torch.func.functional_call` and `torch.func.vmap`.  In particular batch normalisation keeps no
-  moving average: in training mode it uses the batch, in evaluation mode the statistics that
-  `nclib.calibrate` has put there, and until then NaN, so that a forgotten calibration cannot go unseen.
+`resnet18`; its method `build` returns a `Net`.  `Net.forward` has no side effect and no control flow that
+depends on data, so it can be used with `torch.func.functional_call` and `torch.func.vmap`.
 """
 
 from __future__ import annotations
@@ -16,13 +11,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple, cast, get_args
+from typing import ClassVar, Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-__all__ = ["MLP", "Architecture", "BatchNorm", "ConvNet", "Layer", "Net", "ResNet18", "convnet", "mlp", "resnet18"]
 
 Norm = Literal["none", "bn", "wn", "lm"]
 
@@ -104,7 +97,8 @@ class BatchNorm(nn.Module):
     """Batch normalisation per channel without an affine part, $(a - m)/\\sqrt{s^2 + ε}$.
 
     In training mode $m, s^2$ are mean and *biased* variance of the batch and nothing is stored; in
-    evaluation mode they are the buffers `mean` and `var`, set by `nclib.calibrate` and NaN before.
+    evaluation mode they are the buffers `mean` and `var`, set by `nclib.calibrate` and NaN before, so that
+    a forgotten calibration cannot go unseen.
     """
 
     mean: Tensor
@@ -128,19 +122,14 @@ class BatchNorm(nn.Module):
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a network is, apart from its input, its outputs and its weights.
+    """What a network is, apart from its input, its outputs and its weights; see `mlp` for the fields."""
 
-    Use the constructors `mlp`, `convnet` and `resnet18`, which document the fields.
-    """
+    #: Whether $f_W$, normalisation folded, is a product of its layers' norms and directions.
+    homogeneous: ClassVar[bool] = True
 
     widths: tuple[int, ...]
     norm: Norm = "none"
     eps: float = 1e-5
-
-    @property
-    def homogeneous(self) -> bool:
-        """Whether $f_W$, normalisation folded, is a product of its layers' norms and directions."""
-        return True
 
     def __post_init__(self) -> None:
         if any(isinstance(w, bool) or not isinstance(w, int) or w < 1 for w in self.widths):
@@ -170,7 +159,7 @@ class Architecture:
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> Net:
-        """Make the network: Gaussian directions, each layer scaled to $‖W_k‖_F$ = `init_norm` exactly.
+        """Make the network, on the CPU, with Gaussian directions and $‖W_k‖_F$ = `init_norm` exactly.
 
         Directions are drawn in float64 from `seed` alone, so that nets that differ in `norm`,
         `init_norm` or `dtype` start in the same direction.  Under `norm="lm"` the layers start on the
@@ -186,20 +175,8 @@ class Architecture:
         init_norm
             Positive; one number for all layers, or one per layer.  (He's initialisation has
             $‖W_k‖_F ≈ \\sqrt{2 d_k}$ with $d_k$ the outputs, or output channels, of layer k.)
-        seed
-            Seed of the directions.
-        dtype
-            Floating-point type of parameters and buffers.
-
-        Returns
-        -------
-        Net
-            On the CPU, in training mode.
-
-        Raises
-        ------
-        ValueError
-            Shapes, norms or outputs that make no network.
+        seed, dtype
+            Seed of the directions; floating-point type of parameters and buffers.
 
         Examples
         --------
@@ -243,9 +220,7 @@ class ConvNet(Architecture):
 class ResNet18(Architecture):
     """Basic residual blocks, two per stage; see `resnet18`."""
 
-    @property
-    def homogeneous(self) -> bool:
-        return False
+    homogeneous = False
 
     def shapes(self, input_shape: tuple[int, ...], outputs: int) -> list[LayerShape]:
         channels, *_ = _image_shape("resnet18", input_shape)
@@ -253,31 +228,26 @@ class ResNet18(Architecture):
         for old, new, stride in self._blocks():
             shapes.append(LayerShape((new, old, 3, 3), stride=stride))
             shapes.append(LayerShape((new, new, 3, 3), stride=1))
-            if self._has_projection(old, new, stride):
+            if stride != 1:
                 shapes.append(LayerShape((new, old, 1, 1), stride=stride))
         return [*shapes, LayerShape((outputs, self.widths[-1]))]
 
     def features(self, net: Net, x: Tensor) -> Tensor:
         k = 0
         h = torch.relu_(net.hidden(k, x))
-        for old, new, stride in self._blocks():
-            inside = torch.relu_(net.hidden(k + 1, h))
-            inside = net.hidden(k + 2, inside)
+        for _, _, stride in self._blocks():
+            inside = net.hidden(k + 2, torch.relu_(net.hidden(k + 1, h)))
             k += 2
-            if self._has_projection(old, new, stride):
+            if stride != 1:
                 k += 1
                 h = net.hidden(k, h)
             h = torch.relu_(torch.add(inside, h))
         return torch.mean(h, dim=(2, 3))
 
     def _blocks(self) -> list[tuple[int, int, int]]:
-        """(channels in, channels out, stride) of each block: two a stage, halving from stage 2 on."""
+        """(channels in, channels out, stride) of each block: two a stage, halving, projected, from stage 2 on."""
         stages = list(enumerate(zip((self.widths[0], *self.widths[:-1]), self.widths, strict=True)))
         return [block for i, (old, new) in stages for block in ((old, new, 1 if i == 0 else 2), (new, new, 1))]
-
-    @staticmethod
-    def _has_projection(old: int, new: int, stride: int) -> bool:
-        return stride != 1 or old != new
 
 
 class Net(nn.Module):
@@ -345,11 +315,6 @@ def mlp(widths: Sequence[int] = (64, 64), norm: Norm = "none", *, eps: float = 1
         small initial norms: the layer is then no longer scale-invariant (Chapter 4).  Where a theorem
         about scale invariance is tested take eps=0, or one far below the smallest variance.  With
         eps=0 a channel that is constant over the batch gives NaN.
-
-    Raises
-    ------
-    ValueError
-        An argument out of its range.
 
     Examples
     --------

@@ -9,21 +9,10 @@ The folded network computes the same function, and ρ and the margins of a norma
 of its folded form.
 
 **A trap.**  It is tempting to divide the *norm* of the layer by the norm of the vector of standard
-deviations, $‖W‖_F/‖s‖_2$, instead of dividing each row by its own.  With $C$ channels of equal $s$ the
-first gives $‖W‖_F/(s\sqrt C)$ and the second $‖W‖_F/s$: ρ comes out too small by $\prod_k\sqrt{C_k}$
-over the normalised layers, a factor of $\sqrt{32·64·128} = 512$ for `convnet()`.  With unequal $s$ (and
-rows of equal norm, ε = 0) it is worse, by Cauchy and Schwarz: $\sum_i s_i^2\sum_i s_i^{-2} ≥ C^2$.
-Below, 64 channels:
-
->>> import torch
->>> from nclib.networks.models import mlp
->>> x = torch.randn(200, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
->>> net = mlp(widths=(64,), norm="bn", eps=0).build(input_shape=(10,), dtype=torch.float64)
->>> _ = calibrate(net, x)
->>> right = fold(net).layers[0].weight.norm().item()
->>> wrong = (net.layers[0].weight.norm() / net.norms[0].var.sqrt().norm()).item()
->>> print(f"right {right:.3f}, wrong {wrong:.3f}, ratio {right / wrong:.2f} (about sqrt(64) = 8)")
-right 7.966, wrong 0.992, ratio 8.03 (about sqrt(64) = 8)
+deviations, $‖W‖_F/‖s‖_2$, instead of dividing each row by its own.  Where the $C$ channels have equal $s$,
+that is too small by $\sqrt C$ for each normalised layer, a factor of $\sqrt{32·64·128} = 512$ for `convnet()`
+(Chapters 1 and 8).  With unequal $s$ (and rows of equal norm, ε = 0) it is worse, by Cauchy and Schwarz:
+$\sum_i s_i^2\sum_i s_i^{-2} ≥ C^2$.
 """
 
 from __future__ import annotations
@@ -39,38 +28,27 @@ from torch import Tensor
 
 from .models import BatchNorm, Net
 
-__all__ = ["calibrate", "fold", "folded_weights"]
-
 
 @torch.no_grad()
 def calibrate(net: Net, x: Tensor, *, chunk: int | None = None, max_bytes: int = 4 * 2**30) -> Tensor:
-    """Set BN's statistics exactly over `x` (the whole training set) and return the outputs on it.
+    """Set BN's statistics exactly over `x`, the whole training set, and return the network's outputs on it.
 
     Layer by layer: mean and *biased* variance (divided by N, as BN normalises in training) of the
     layer's pre-activations over all of `x`, given the exact statistics of the layers before.  Hence
     evaluation mode on `x` equals training mode with `x` as one batch.  Reductions in float64.
+    The outputs, in evaluation mode, (N,) or (N, K), come for nothing.
 
     Parameters
     ----------
     net
         Network; without BN nothing is set.  Its mode (training or evaluation) is left alone.
     x
-        Inputs (N, ...).
+        Inputs (N, ...), at least one.
     chunk
         Samples at a time; None chooses.
     max_bytes
         As long as the activations of all chunks fit in this, every layer runs once; otherwise the
         layers before are run again for each BN layer.
-
-    Returns
-    -------
-    Tensor
-        Outputs in evaluation mode on `x`, (N,) or (N, K): they come for nothing.
-
-    Raises
-    ------
-    ValueError
-        `x` is empty.
 
     Examples
     --------
@@ -112,8 +90,7 @@ def _calibrate(net: Net, x: Tensor, chunk: int | None, max_bytes: int) -> Tensor
 class _Pieces:
     """A batch held in pieces: every function of torch acts on one after the other, while it is in the cache.
 
-    So an ordinary forward pass takes all of them from layer to layer together.  As one tensor they would cost
-    a fifth to a half more time in convolutions (measured).
+    As one tensor it would cost a fifth to a half more time in convolutions (measured).
     """
 
     def __init__(self, pieces: Sequence[Tensor]) -> None:
@@ -163,7 +140,11 @@ def _set_statistics(bn: BatchNorm, pieces: Iterable[Tensor]) -> None:
     for a in pieces:
         axes = [0, *range(2, a.ndim)]
         if shift is None:
-            shift = _shift(a, axes)
+            # What is subtracted so that the difference of float64 sums keeps its digits: the mean of some is
+            # enough, within √(whole/part) standard deviations of that of the whole. Samples in float32 need none:
+            # the sums lose less than the samples' own rounding.
+            wide = a.dtype == torch.float64
+            shift = a[:256].mean(axes) if wide else a.new_zeros(a.shape[1], dtype=torch.float64)
             total, squares = torch.zeros_like(shift), torch.zeros_like(shift)
             count = 0
         # Measured: float64 copies cost least in blocks that stay in the inner caches.
@@ -181,17 +162,6 @@ def _set_statistics(bn: BatchNorm, pieces: Iterable[Tensor]) -> None:
     bn.var.copy_(torch.where(var.sqrt() > torch.finfo(a.dtype).eps * mean.abs(), var, 0.0))
 
 
-def _shift(a: Tensor, axes: list[int]) -> Tensor:
-    """What to subtract from the samples so that the difference of their sums keeps its digits, (C,) float64.
-
-    Samples in float32 need nothing: what float64 sums of them lose is less than the samples' own rounding.
-    In float64 the mean of some is enough: it is within √(whole/part) standard deviations of that of the whole.
-    """
-    if a.dtype != torch.float64:
-        return a.new_zeros(a.shape[1], dtype=torch.float64)
-    return a[:256].mean(axes)
-
-
 def _largest_activation(net: Net, x: Tensor) -> int:
     """Numbers per sample in the largest of the input and the pre-activations before a BN."""
     sizes = [x[0].numel()]
@@ -201,7 +171,7 @@ def _largest_activation(net: Net, x: Tensor) -> int:
 
 
 def fold(net: Net) -> Net:
-    r"""Fold BN, WN or LM into plain weights: a network with the same outputs in evaluation mode.
+    r"""Fold BN, WN or LM into plain weights: a new network with the same outputs in evaluation mode (Chapter 1).
 
     * BN: each row of $W$ divided by $\sqrt{s^2+ε}$ of its channel.  The mean becomes a bias, which is kept;
       `rho` ignores it and says so.
@@ -209,6 +179,7 @@ def fold(net: Net) -> Net:
     * LM: the scale is shared out evenly, $\hat W_k = |ρ|^{1/L}V_k$, its sign going to the last layer
       (ρ may cross zero in training); a ResNet, which is not homogeneous, gets all of ρ in the last layer.
 
+    The result is plain (`norm="none"`), in evaluation mode, on the device of `net`, and shares nothing with it.
     Computed in float64 and rounded once to the type of `net`.
 
     Parameters
@@ -216,20 +187,10 @@ def fold(net: Net) -> Net:
     net
         Network; with BN it must have been calibrated (`calibrate(net, x_train)`).
 
-    Returns
-    -------
-    Net
-        New plain network (`norm="none"`) in evaluation mode, on the device of `net`, sharing nothing
-        with it; with biases if there was BN.
-
     Raises
     ------
     ValueError
         BN statistics are missing, or a channel has no variance and ε is 0.
-
-    Notes
-    -----
-    Chapter 1.
 
     Examples
     --------
@@ -253,17 +214,7 @@ def fold(net: Net) -> Net:
 
 
 def folded_weights(net: Net) -> list[Tensor]:
-    """Weights $\\hat W_k$ of the folded network in float64, in the shapes of the layers.
-
-    What `fold` puts in its layers, before rounding to the type of `net`; raises as `fold` does.
-
-    Examples
-    --------
-    >>> from nclib.networks.models import mlp
-    >>> net = mlp(widths=(3,), norm="wn").build(input_shape=(2,), init_norm=5.0)
-    >>> [round(w.norm().item(), 6) for w in folded_weights(net)]
-    [5.0, 5.0]
-    """
+    """Weights that `fold` puts in its layers, in their shapes, float64 before rounding; raises as `fold` does."""
     return _fold(net)[0]
 
 
@@ -277,7 +228,10 @@ def _fold(net: Net) -> tuple[list[Tensor], list[Tensor | None]]:
         weights[k] = weights[k] * gain.reshape(-1, *[1] * (weights[k].ndim - 1))
         biases[k] = -gain * mean
     if net.scale is not None:
-        weights = [w * c for w, c in zip(weights, _scale_shares(net), strict=True)]
+        scale = net.scale.item()
+        share = abs(scale) ** (1 / len(weights)) if net.arch.homogeneous else 1.0
+        last = math.copysign(share, scale) if net.arch.homogeneous else scale
+        weights = [*(w * share for w in weights[:-1]), weights[-1] * last]
     return weights, biases
 
 
@@ -294,13 +248,3 @@ def _gain(bn: BatchNorm, k: int) -> Tensor:
             "so its output is undefined; build the network with eps > 0"
         )
     return var.rsqrt()
-
-
-def _scale_shares(net: Net) -> list[float]:
-    """The factors of the layers that make up the scale of an LM network."""
-    assert net.scale is not None
-    scale, depth = net.scale.item(), len(net.layers)
-    if not net.arch.homogeneous:
-        return [1.0] * (depth - 1) + [scale]
-    share = abs(scale) ** (1 / depth)
-    return [share] * (depth - 1) + [math.copysign(share, scale)]

@@ -17,38 +17,17 @@ from torch.func import functional_call, grad, vmap
 from .models import Net
 from .normalisation import fold, folded_weights
 
-__all__ = [
-    "Balance",
-    "LastLayer",
-    "balance",
-    "last_layer",
-    "layer_norms",
-    "low_rank_distance",
-    "margins",
-    "per_sample_gradients",
-    "raw_margins",
-    "rho",
-    "stable_ranks",
-]
-
 
 def layer_norms(net: Net) -> Tensor:
     r"""Frobenius norms $ρ_k = ‖\hat W_k‖_F$ of the folded layers, (L,) float64, in the order of `net.layers`.
 
     Under `norm="lm"` the scale counts as shared evenly, $ρ_k = |ρ|^{1/L}$ (see `fold`, whose errors these are).
-
-    Examples
-    --------
-    >>> from nclib.networks.models import mlp
-    >>> net = mlp(widths=(8,)).build(input_shape=(4,), init_norm=(3.0, 0.5))
-    >>> [round(r, 6) for r in layer_norms(net).tolist()]
-    [3.0, 0.5]
     """
     return torch.stack([torch.linalg.vector_norm(w) for w in folded_weights(net)])
 
 
 def rho(net: Net) -> float:
-    r"""Product of the norms of the folded layers, $ρ = \exp\sum_k\ln‖\hat W_k‖_F$.
+    r"""Product of the norms of the folded layers, $ρ = \exp\sum_k\ln‖\hat W_k‖_F$ (Chapter 1).
 
     The sum of logarithms neither under- nor overflows; a layer that is zero gives 0.  Biases, which a
     folded BN has, are ignored: ρ is the norm of the weights and no more.
@@ -58,20 +37,11 @@ def rho(net: Net) -> float:
     net
         Network; with BN, calibrated.
 
-    Returns
-    -------
-    float
-        ρ ≥ 0.
-
     Raises
     ------
     ValueError
         A ResNet: its skip connections add terms of different degree in the weights, so that
         $f_W ≠ ρ f_V$ and no product of norms normalises it.  Also as `fold`.
-
-    Notes
-    -----
-    Chapter 1.
 
     Examples
     --------
@@ -93,7 +63,7 @@ def _refuse_skips(net: Net, name: str) -> None:
 
 @torch.no_grad()
 def margins(net: Net, x: Tensor, y: Tensor, *, chunk: int = 1024) -> Tensor:
-    r"""Normalised margins $m_n$ of the folded network.
+    r"""Normalised margins $m_n$ of the folded network, (N,) float64, positive where the class is right (Chapter 1).
 
     One output, labels ±1: $m_n = y_n f_W(x_n)/ρ$.  Several: $m_n = (f_{y_n} - \max_{j≠y_n}f_j)/ρ$.
 
@@ -108,19 +78,10 @@ def margins(net: Net, x: Tensor, y: Tensor, *, chunk: int = 1024) -> Tensor:
     chunk
         Samples at a time.
 
-    Returns
-    -------
-    Tensor
-        (N,) float64; positive where the class is right.
-
     Raises
     ------
     ValueError
         As `rho`, and where `y` does not fit the outputs.
-
-    Notes
-    -----
-    Chapter 1.
 
     Examples
     --------
@@ -139,11 +100,6 @@ def raw_margins(f: Tensor, y: Tensor) -> Tensor:
     """Margins before ρ divides them: y f for one output, else the right output minus the largest other one.
 
     Outputs f (..., N, K) and targets y ([...,] N, K), ±1 for K = 1 and one-hot rows otherwise, give (..., N).
-
-    Examples
-    --------
-    >>> raw_margins(torch.tensor([[3.0, 1.0, 0.0], [2.0, 0.0, 1.0]]), torch.eye(3)[[0, 2]])
-    tensor([ 2., -1.])
     """
     if f.shape[-1] == 1:
         return (y * f).squeeze(-1)
@@ -175,11 +131,6 @@ def stable_ranks(weights: Tensor) -> Tensor:
 
     Matrices (M, out, ...) give (M,) float64; NaN for the zero matrix, for which it is not defined, and for one
     that is not finite.
-
-    Examples
-    --------
-    >>> [round(r, 6) for r in stable_ranks(torch.stack([torch.eye(3), torch.ones(3, 3)])).tolist()]
-    [3.0, 1.0]
     """
     matrix = weights.detach().flatten(2).double()
     matrix = matrix / matrix.abs().amax((1, 2), keepdim=True)  # no under- or overflow in the squares
@@ -194,26 +145,17 @@ def low_rank_distance(weight: Tensor) -> Tensor:
     r"""Distance of a matrix to the matrices of rank at most r, $\sqrt{\sum_{i>r}s_i^2}$, for every r.
 
     The distance is in the Frobenius norm, the $s_i$ are the singular values in falling order, and the
-    formula is the theorem of Eckart and Young (1936).  A kernel counts as the matrix (out, rest).
+    formula is the theorem of Eckart and Young (1936); Chapter 7.
 
     Parameters
     ----------
     weight
-        (out, in) or (out, in, height, width).
+        Matrix (out, in) or kernel (out, in, height, width), which counts as the matrix (out, rest).
 
     Returns
     -------
     Tensor
         (min(out, rest) + 1,) float64; entry r is the distance to rank r, the first is $‖W‖_F$, the last 0.
-
-    Raises
-    ------
-    ValueError
-        Fewer than two axes.
-
-    Notes
-    -----
-    Chapter 7.
 
     Examples
     --------
@@ -235,7 +177,7 @@ class Balance(NamedTuple):
 
 
 def balance(net: Net) -> Balance:
-    r"""How far neighbouring layers are from balance, for layers and neuron by neuron.
+    r"""How far neighbouring layers are from balance, for layers and neuron by neuron (Chapter 5).
 
     $ρ_k^2 - ρ_{k+1}^2$, and $‖\text{row}_i\hat W_k‖^2 - ‖\text{column}_i\hat W_{k+1}‖^2$ for each neuron
     (channel) i.  For plain bias-free networks gradient flow conserves both; with weight decay
@@ -257,10 +199,6 @@ def balance(net: Net) -> Balance:
     ------
     ValueError
         A ResNet, whose layers do not follow one another in a chain.  Also as `fold`.
-
-    Notes
-    -----
-    Chapter 5.
 
     Examples
     --------
@@ -284,43 +222,31 @@ def balance(net: Net) -> Balance:
 
 
 class LastLayer(NamedTuple):
-    """Features and classifier in float64; see `last_layer`."""
+    """Features and classifier; see `last_layer`."""
 
     features: NDArray[np.float64]
-    """One row a sample, (N, d)."""
     weight: NDArray[np.float64]
-    """W, (K, d)."""
     bias: NDArray[np.float64] | None
-    """b, (K,), or None."""
 
 
 @torch.no_grad()
 def last_layer(net: Net, x: Tensor, *, chunk: int = 1024) -> LastLayer:
-    r"""What the last layer sees and what it does: features $h_n$, and $W$, $b$ with $f(x_n)=Wh_n+b$.
+    r"""What the last layer sees and does: features $h_n$, and $W$, $b$ with $f(x_n)=Wh_n+b$ (Chapter 6).
 
     Parameters
     ----------
     net
         Network; with BN, calibrated and in evaluation mode.  Under `norm="lm"` the scale ρ counts to W.
     x
-        Inputs (N, ...), on the network's device.
+        Inputs (N, ...), at least one, on the network's device.
     chunk
         Samples at a time.
 
     Returns
     -------
     LastLayer
-        Named tuple ``(features, weight, bias)`` of float64 arrays, which is what `nclib.collapse`,
-        `nclib.ridge` and `nclib.simplex_view` take.
-
-    Raises
-    ------
-    ValueError
-        `x` is empty.
-
-    Notes
-    -----
-    Chapter 6.
+        Named tuple ``(features, weight, bias)`` of float64 arrays (N, d), (K, d) and (K,), bias None if there is
+        none, which is what `nclib.collapse`, `nclib.ridge` and `nclib.simplex_view` take.
 
     Examples
     --------
@@ -340,11 +266,12 @@ def last_layer(net: Net, x: Tensor, *, chunk: int = 1024) -> LastLayer:
 
 
 def per_sample_gradients(net: Net, x: Tensor, y: Tensor, *, weight_decay: float = 0.0) -> list[Tensor]:
-    r"""Gradient in every layer of the loss of each point, $g_{n,k}=\nabla_{W_k}\ell_n+2λW_k$.
+    r"""Gradient in every layer of the loss of each point, $g_{n,k}=\nabla_{W_k}\ell_n+2λW_k$ (Chapter 7).
 
     $\ell_n=(f_W(x_n)-y_n)^2$, the mean over the outputs where there are several.  The gradient on a
     mini-batch is the mean of its points' $g_{n,k}$, and that of the whole loss
     $\frac1N\sum_n\ell_n+λ\sum_k‖W_k‖^2$ the mean of all.  A ReLU at its kink has derivative 0.
+    Biases are held fixed and have no entry.
 
     Parameters
     ----------
@@ -367,13 +294,8 @@ def per_sample_gradients(net: Net, x: Tensor, y: Tensor, *, weight_decay: float 
     ValueError
         The network is normalised, or `y` does not fit its outputs.
 
-    Notes
-    -----
-    Chapter 7.  Biases are held fixed and have no entry.
-
     Examples
     --------
-    >>> import torch
     >>> from nclib.networks.models import mlp
     >>> net = mlp(widths=()).build(input_shape=(2,))
     >>> net.layers[0].set_weight(torch.tensor([[0.5, 0.0]]))

@@ -20,8 +20,9 @@ Arrays: TypeAlias = ArrayLike | torch.Tensor
 def equilibrium_norm(f: Arrays, y: Arrays, weight_decay: Arrays) -> Any:
     """Norm at which the scale of a normalised network comes to rest, ρ_eq = μ / (M + λ), with μ = ⟨y f⟩, M = ⟨f²⟩.
 
-    It solves ρ̇ = 2 [μ − ρ (M + λ)] = 0, the flow of ⟨(ρ fₙ − yₙ)²⟩ + λ ρ² in ρ, and is the minimum of
-    that loss over ρ for the given direction V (Chapter 2). It is negative if μ is.
+    It solves ρ̇ = 2 [μ − ρ (M + λ)] = 0, the flow of ⟨(ρ fₙ − yₙ)²⟩ + λ ρ² in ρ, and is the minimum of that loss
+    over ρ for the given direction V (Chapter 2). It is negative if μ is. Poggio & Liao (2020) sum over n where this
+    averages: their λ is N times this one.
 
     Parameters
     ----------
@@ -30,22 +31,12 @@ def equilibrium_norm(f: Arrays, y: Arrays, weight_decay: Arrays) -> Any:
     y
         Labels ±1, (N,) or (..., N).
     weight_decay
-        λ ≥ 0, one for all or one per member of the batch.
-
-    Raises
-    ------
-    ValueError
-        If `y` holds anything but ±1 or does not match `f`, if λ is negative, or if λ = 0 while all outputs are 0
-        (then every ρ is an equilibrium).
+        λ ≥ 0, one for all or one per member of the batch; > 0 if all outputs are 0 (else every ρ is at rest).
 
     Examples
     --------
     >>> print(round(float(equilibrium_norm([0.3, -0.1], [1, -1], weight_decay=0.05)), 12))
     2.0
-
-    Notes
-    -----
-    Poggio & Liao (2020) sum over n where this averages: their λ is N times this one.
     """
     mu, sigma, lam = _moments(f, y, weight_decay)
     return mu / (mu**2 + sigma**2 + lam)
@@ -54,18 +45,9 @@ def equilibrium_norm(f: Arrays, y: Arrays, weight_decay: Arrays) -> Any:
 def equilibrium_loss(f: Arrays, y: Arrays, weight_decay: Arrays) -> Any:
     """Regularised loss at the norm of `equilibrium_norm`, 1 − μ²/(M + λ) = (λ + σ²)/(λ + σ² + μ²), σ² = M − μ².
 
-    Between 0 and 1, and what the direction V still minimises once ρ follows it: the smaller it is, the larger
-    the signal-to-noise ratio μ²/(λ + σ²) of the margins (Chapter 2).
-
-    Parameters
-    ----------
-    f, y, weight_decay
-        As in `equilibrium_norm`; the loss is ⟨(ρ fₙ − yₙ)²⟩ + λ ρ².
-
-    Raises
-    ------
-    ValueError
-        As `equilibrium_norm`.
+    The loss is ⟨(ρ fₙ − yₙ)²⟩ + λ ρ², and the arguments are those of `equilibrium_norm`. It is between 0 and 1, and
+    what the direction V still minimises once ρ follows it: the smaller it is, the larger the signal-to-noise ratio
+    μ²/(λ + σ²) of the margins (Chapter 2).
 
     Examples
     --------
@@ -89,11 +71,6 @@ def minimum_norm(x: Arrays, y: Arrays) -> Array:
     y
         Targets, (N,) or (N, K).
 
-    Raises
-    ------
-    ValueError
-        If the shapes do not match.
-
     Examples
     --------
     >>> minimum_norm([[1.0, 1.0]], [1.0]).round(12).tolist()
@@ -105,6 +82,9 @@ def minimum_norm(x: Arrays, y: Arrays) -> Array:
 def ridge(x: Arrays, y: Arrays, weight_decay: float) -> Array:
     """Minimiser of (1/N) ‖X w − y‖² + λ ‖w‖², w_λ = (XᵀX + N λ I)⁻¹ Xᵀ y, (d,) or (d, K) (Chapter 2).
 
+    Computed from the singular values s of X as V [s/(s² + N λ)] Uᵀ y, which, unlike the normal equations, keeps its
+    accuracy as λ → 0.
+
     Parameters
     ----------
     x, y
@@ -112,20 +92,10 @@ def ridge(x: Arrays, y: Arrays, weight_decay: float) -> Array:
     weight_decay
         λ ≥ 0. At 0 the minimiser need not be unique; the limit λ → 0 is returned, X⁺ y.
 
-    Raises
-    ------
-    ValueError
-        If λ is negative or the shapes do not match.
-
     Examples
     --------
     >>> ridge([[1.0, 1.0]], [1.0], weight_decay=2.0).round(12).tolist()
     [0.25, 0.25]
-
-    Notes
-    -----
-    Computed from the singular values s of X as V [s/(s² + N λ)] Uᵀ y, which, unlike the normal equations,
-    keeps its accuracy as λ → 0.
     """
     x, y = _points(x, y)
     lam = float(decay(weight_decay))
@@ -158,11 +128,6 @@ def interpolant_from(x: Arrays, y: Arrays, w0: Arrays, depth: int = 1) -> Array:
         The start, (d,), or (d, K) for depth 1; not zero for depth > 1, where zero is a saddle.
     depth
         L ≥ 1, the number of layers.
-
-    Raises
-    ------
-    ValueError
-        If the shapes do not match, the depth is not positive, or a deep network starts at zero.
 
     Examples
     --------
@@ -215,11 +180,6 @@ def growth_clock(rho: Arrays, depth: int) -> Any:
     depth
         L ≥ 1, the number of layers.
 
-    Raises
-    ------
-    ValueError
-        If a norm or the depth is not positive.
-
     Examples
     --------
     >>> print(growth_clock(1.0, depth=2), growth_clock(16.0, depth=4))
@@ -244,6 +204,8 @@ def linear_escape_time(rho0: float, level: float, depth: int, size: float, angle
 
         T = ρ₀^(−(1−2/L)) / (2 ‖β‖ sin^(L−2) φ₀) · ∫_{φ_r}^{φ₀} sin^(L−3) φ dφ,   sin φ_r = (ρ₀/r)^(1/L) sin φ₀.
 
+    ρ sin^L φ is constant on the way, so the norm first shrinks where φ₀ is obtuse.
+
     Parameters
     ----------
     rho0, level
@@ -255,19 +217,10 @@ def linear_escape_time(rho0: float, level: float, depth: int, size: float, angle
     angle
         φ₀ in radians, 0 < φ₀ < π.
 
-    Raises
-    ------
-    ValueError
-        If an argument is out of its range.
-
     Examples
     --------
     >>> print(round(linear_escape_time(1e-8, 1e-2, depth=2, size=0.5, angle=1e-6), 4))  # ln(10⁶)/(4 · 0.5)
     6.9078
-
-    Notes
-    -----
-    ρ sin^L φ is constant on the way, so the norm first shrinks where φ₀ is obtuse.
     """
     if not 0 < rho0 < level:
         raise ValueError(f"rho0={rho0}, level={level}: write norms with 0 < rho0 < level")
@@ -295,11 +248,6 @@ def simplex_etf(classes: int, dim: int | None = None, seed: int = 0) -> Array:
         Dimension of the space they stand in, at least K − 1; K when left out.
     seed
         Chooses the orientation, uniformly among all.
-
-    Raises
-    ------
-    ValueError
-        If K < 2 or the space is too small.
 
     Examples
     --------
@@ -368,7 +316,7 @@ def ufm_minimiser(
     dim: int | None = None,
     seed: int = 0,
 ) -> UFMinimiser:
-    """Global minimiser of the unconstrained-features model with the square loss, for classes of any sizes.
+    """Global minimiser of the unconstrained-features model (square loss, classes of any sizes): a `UFMinimiser`.
 
     With features as rows hₙ, one-hot Y and N points in all it minimises
 
@@ -390,23 +338,11 @@ def ufm_minimiser(
         The minimiser is unique up to a rotation of feature space (and, where singular values coincide, of
         their singular vectors, which leaves the product W H alone); the seed chooses one.
 
-    Returns
-    -------
-    UFMinimiser
-        Named tuple ``(singular_values, weight, features, bias, labels, mean_norms, loss)``.
-
-    Raises
-    ------
-    ValueError
-        If a size is too small or a weight decay is not positive.
-
     Examples
     --------
     >>> best = ufm_minimiser(4, 10, 5e-3, 5e-3)
     >>> print(round(best.singular_value, 6), best.bias.round(6).tolist())
     2.962278 [0.25, 0.25, 0.25, 0.25]
-    >>> ufm_minimiser(2, [9, 1], 0.1, 0.1, bias=False).singular_values.tolist()
-    [2.0, 0.0]
 
     Notes
     -----
@@ -443,15 +379,8 @@ def ufm_minimiser(
     means = right / np.sqrt(sizes)[:, None] @ frame / share
     loss = float((np.minimum(sigma, points * price) ** 2).sum() / (2 * points) + price * s.sum())
     labels = np.repeat(np.arange(classes, dtype=np.int64), sizes)
-    return UFMinimiser(
-        s,
-        share * left @ frame,
-        means[labels],
-        sizes / points if bias else np.zeros(classes),
-        labels,
-        np.linalg.norm(means, axis=1),
-        loss,
-    )
+    shift = sizes / points if bias else np.zeros(classes)
+    return UFMinimiser(s, share * left @ frame, means[labels], shift, labels, np.linalg.norm(means, axis=1), loss)
 
 
 def class_sizes(classes: int, per_class: int | Sequence[int]) -> NDArray[np.int64]:

@@ -1,10 +1,7 @@
 """The absolute minimum of a problem, found by an optimiser: what a flow, or a closed form, can be judged against.
 
-*Two layers of ReLUs.* Where every activation pattern of a neuron can be listed, in the plane and for a few linearly
-independent points, the regularised square loss of a wide enough network is a convex program over those patterns
-(Pilanci and Ergen 2020), which a conic solver solves. Needs CVXPY (``pip install cvxpy``). Chapter 2.
-
-*Unconstrained features.* Gradients alone, from a random start; `ufm_minimiser` has the closed form. Chapter 6.
+For two layers of ReLUs that is a conic solver, on a convex program over the patterns that a neuron can show; for
+unconstrained features, whose closed form is `ufm_minimiser`, it is gradients alone.
 """
 
 from __future__ import annotations
@@ -48,11 +45,6 @@ def activation_patterns(x: Array) -> Array:
 
     In the plane P ≤ 2N: turning w by a full circle crosses the line of each point twice; between crossings the
     pattern is constant. Linearly independent points allow every pattern, P = 2^N, as x_n·w can be prescribed.
-
-    Examples
-    --------
-    >>> len(activation_patterns(np.array([[1.0, 0.0]]))), len(activation_patterns(np.eye(5)))
-    (2, 32)
     """
     if x.ndim == 2 and x.shape[1] == 2:
         ends, widths = arcs(x)
@@ -74,7 +66,7 @@ def convex_optimum(problem: Data, weight_decay: float, *, weight_decay_on: str =
 
     or + 2λG for weight decay λ(‖W_1‖² + ‖W_2‖²). A neuron (w, a) with a > 0 is v = a w, with a < 0 it is u = −a w;
     at fixed products |a|‖w‖ the norms are smallest when ‖w‖ ∝ |a| over neurons, where ρ = ‖W_1‖‖W_2‖ = G.
-    Pilanci and Ergen (2020); Chapters 2 and 5.
+    Pilanci and Ergen (2020); Chapters 2 and 5. Needs CVXPY (``pip install cvxpy``). Returns a `ConvexOptimum`.
 
     Parameters
     ----------
@@ -85,20 +77,10 @@ def convex_optimum(problem: Data, weight_decay: float, *, weight_decay_on: str =
     weight_decay_on
         ``"rho"`` for λρ² (the normalised model), ``"layers"`` for λΣ_k‖W_k‖² (the plain one).
 
-    Returns
-    -------
-    ConvexOptimum
-        Named tuple ``(loss, rho, outputs)``.
-
     Raises
     ------
-    ValueError
-        If the data are not of two classes, their patterns can't be listed, λ < 0, or `weight_decay_on` is neither
-        word.
     RuntimeError
         If the solver fails; with λ = 0, if no network fits the data.
-    ImportError
-        If CVXPY is not installed.
 
     Examples
     --------
@@ -174,8 +156,6 @@ def ufm_descent(
 
     Raises
     ------
-    ValueError
-        If a size is too small or a weight decay negative.
     RuntimeError
         If the optimiser stopped before it reached a stationary point.
 

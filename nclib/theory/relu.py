@@ -1,7 +1,8 @@
 """A batch of ReLU networks as plain NumPy arrays, in float64: the forward pass, its gradient, the tangent kernel.
 
 The exact flows use these; training by SGD uses `nclib.networks.models`. One array holds a layer of all B members,
-``W[k]`` of shape (B, d_{k+1}, d_k), so that a member costs microseconds a step.
+``W[k]`` of shape (B, d_{k+1}, d_k), so that a member costs microseconds a step; biases are (B, d_{k+1}, 1),
+inputs (B, N, d). `leak` is the slope of the activation on negative inputs and at 0: 0 is the ReLU, 1 leaves it out.
 """
 
 from __future__ import annotations
@@ -16,21 +17,7 @@ Layers = list[Array]
 
 
 def random_directions(widths: Sequence[int], seeds: Sequence[int]) -> Layers:
-    """Uniformly random directions, ‖V_k‖_F = 1: L arrays (B, d_{k+1}, d_k), one member a seed.
-
-    Parameters
-    ----------
-    widths
-        (d, d_1, …, d_{L-1}, 1): the input, the hidden widths and the one output.
-    seeds
-        One a member; the same seed always gives the same member.
-
-    Examples
-    --------
-    >>> V = random_directions((20, 16, 1), seeds=[0, 1])
-    >>> [v.shape for v in V]
-    [(2, 16, 20), (2, 1, 16)]
-    """
+    """Uniformly random directions, ‖V_k‖_F = 1, one member a seed, for the widths (d, d_1, …, d_{L-1}, 1)."""
     shapes = list(zip(widths[1:], widths[:-1], strict=True))
     members = []
     for seed in seeds:
@@ -47,25 +34,7 @@ def norms(layer: Array) -> Array:
 
 
 def forward(layers: Layers, x: Array, biases: Layers | None = None, *, leak: float = 0.0) -> tuple[Array, Layers]:
-    """Outputs f(x_n), (B, N), and the input of every layer, (B, d_k, N); the first is x transposed.
-
-    Parameters
-    ----------
-    layers
-        L arrays (B, d_{k+1}, d_k).
-    x
-        Inputs (B, N, d).
-    biases
-        L arrays (B, d_{k+1}, 1), or none.
-    leak
-        Slope of the activation on negative inputs, max(z, leak·z): 0 is the ReLU, 1 leaves it out.
-
-    Examples
-    --------
-    >>> f, hidden = forward([np.eye(2)[None], np.ones((1, 1, 2))], np.array([[[1.0, -1.0]]]))
-    >>> f
-    array([[1.]])
-    """
+    """Outputs f(x_n), (B, N), and the input of every layer, (B, d_k, N); the first is x transposed."""
     hidden = [x.swapaxes(1, 2)]
     for k, layer in enumerate(layers):
         z = layer @ hidden[-1]
@@ -77,24 +46,7 @@ def forward(layers: Layers, x: Array, biases: Layers | None = None, *, leak: flo
 
 
 def gradients(layers: Layers, hidden: Layers, r: Array, *, biases: bool = False, leak: float = 0.0) -> Layers:
-    """Gradient of Σ_n r_n f(x_n) in each layer, of its shape (the slope at 0 is `leak`).
-
-    Parameters
-    ----------
-    layers, hidden, leak
-        As of `forward`.
-    r
-        (B, N): weight of each point's output.
-    biases
-        Append the gradients in the L biases, (B, d_{k+1}, 1).
-
-    Examples
-    --------
-    >>> layers = [np.eye(2)[None], np.ones((1, 1, 2))]
-    >>> _, hidden = forward(layers, np.array([[[1.0, -1.0]]]))
-    >>> gradients(layers, hidden, np.ones((1, 1)))[1]
-    array([[[1., 0.]]])
-    """
+    """Gradient of Σ_n r_n f(x_n), r (B, N), in each layer, of its shape; with `biases`, then in each of those."""
     back = list(_backward(layers, hidden, r[:, None, :], leak))[::-1]
     of_weights = [delta @ inputs.swapaxes(1, 2) for delta, inputs in zip(back, hidden, strict=True)]
     return of_weights + ([delta.sum(2, keepdims=True) for delta in back] if biases else [])
@@ -113,7 +65,7 @@ def arcs(x: Array) -> tuple[Array, Array]:
 
 
 def tangent_kernel(layers: Layers, x: Array, *, leak: float = 0.0) -> Array:
-    """Tangent kernel on the training points, Θ = (1/N) Σ_k J_k J_kᵀ with J_k the Jacobian of f in layer k.
+    """Tangent kernel on the training points, Θ = (1/N) Σ_k J_k J_kᵀ, (B, N, N), J_k the Jacobian of f in layer k.
 
     For a fully connected layer (J_k J_kᵀ)_nm is the inner product of what comes in times that of what is
     propagated back, so that no Jacobian is formed. Jacot, Gabriel & Hongler (2018); Chapters 2 and 5.
@@ -127,16 +79,10 @@ def tangent_kernel(layers: Layers, x: Array, *, leak: float = 0.0) -> Array:
     leak
         Slope of the activation on negative inputs: 0 is the ReLU, 1 leaves it out.
 
-    Returns
-    -------
-    (B, N, N)
-
     Examples
     --------
-    >>> x = np.array([[[1.0, 0.0], [0.0, 2.0]]])
-    >>> tangent_kernel([np.ones((1, 1, 2))], x)  # L = 1: XXᵀ/N
-    array([[[0.5, 0. ],
-            [0. , 2. ]]])
+    >>> tangent_kernel([np.ones((1, 1, 2))], np.array([[[1.0, 0.0], [0.0, 2.0]]])).tolist()  # L = 1: XXᵀ/N
+    [[[0.5, 0.0], [0.0, 2.0]]]
     """
     _, hidden = forward(layers, x, leak=leak)
     total = np.zeros((len(x), x.shape[1], x.shape[1]))

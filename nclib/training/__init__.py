@@ -32,11 +32,10 @@ def train(
 ) -> Runs:
     r"""Train a network for every point of a grid, all of them as one ensemble, and record how they fare.
 
-    The objective of a network is $\frac1N\sum_n\ell(f(x_n),y_n)+\lambda\sum_k\lVert W_k\rVert^2$ (under
-    `norm="lm"`, $\lambda\rho^2$): see `sgd` for the convention.  Each network starts from, draws its batches
-    from, and has its labels redrawn by its own seed, so that its result does not depend on the ensemble it
-    is in (beyond the rounding of sums).  A network whose loss stops being finite is stopped, named in one
-    warning and marked in the history; the others go on.
+    The objective is that of `sgd`.  Each network starts from, draws its batches from, and has its labels redrawn
+    by its own seed, so that its result does not depend on the ensemble it is in (beyond the rounding of sums).
+    A network whose loss stops being finite is stopped, named in one warning and marked in the history; the others
+    go on.
 
     With the variable ``NCLIB_RUNS`` naming a folder the state is saved there as training goes on.  The same
     call made again loads the finished run, or continues one that was cut off: on a CPU, with the same
@@ -54,7 +53,7 @@ def train(
         Values of the hyper-parameters ``seed``, ``lr``, ``weight_decay``, ``momentum``, ``init_norm`` (a number, or
         a tuple with one per layer) and ``noise`` (share of training labels redrawn at random):
         ``dict(weight_decay=[0, 0.01], seed=range(8))`` stands for all sixteen combinations; a list of dicts for
-        just those.  What is not there comes from `opt`; else seed = `nclib.base_seed()`, init_norm = 1, noise = 0.
+        just those.  What is not there comes from `opt`; else seed = ``NCLIB_SEED``, init_norm = 1, noise = 0.
     measure_every
         Epochs between measurements (the start is measured too), or the list of epochs after which to measure;
         the last is always measured.  Default: fifty times.
@@ -88,10 +87,6 @@ def train(
         An argument that does not fit; the message names it.
     OSError
         Runs are to be kept where nothing can be written.
-
-    Notes
-    -----
-    Introduced in Chapter 1.
 
     Examples
     --------

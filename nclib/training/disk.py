@@ -44,18 +44,8 @@ def open_run(name: str, config: Callable[[], Mapping[str, Any]]) -> Iterator[Run
 
     A finished run is handed out without waiting and without writing, so that a read-only folder will do.
     Where another process is at work on the same run, wait for it; if that one dies, this one takes over.
-
-    Parameters
-    ----------
-    name
-        Start of the folder's name, for people.
-    config
-        Returns all that the result depends on; not called where no runs are kept.
-
-    Raises
-    ------
-    OSError
-        ``NCLIB_RUNS`` names a place where no run can be written.
+    The folder's name starts with `name`, for people; `config` returns all that the result depends on, and is not
+    called where no runs are kept.
     """
     base = os.environ.get("NCLIB_RUNS")
     if not base:
@@ -172,13 +162,7 @@ def _checksum(arrays: Arrays, text: str) -> str:
 
 @functools.cache
 def code_version() -> str:
-    """Hash of all modules of this package.
-
-    Examples
-    --------
-    >>> len(code_version())
-    64
-    """
+    """Hash of all modules of this package."""
 
     def sources(folder: Any, path: str) -> Iterator[tuple[str, str]]:
         for entry in folder.iterdir():
@@ -192,14 +176,7 @@ def code_version() -> str:
 
 
 def digest(values: Tensor | NDArray[Any] | np.generic) -> list[Any]:
-    """Type, shape and hash of numbers.
-
-    Examples
-    --------
-    >>> pair = torch.zeros(2)
-    >>> digest(pair) == digest(np.zeros(2, dtype="f4")), digest(pair) == digest(torch.zeros(2, 1))
-    (True, False)
-    """
+    """Type, shape and hash of numbers, be they a tensor or an array."""
     array = _array(values)
     return [array.dtype.str, array.shape, hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()]
 
@@ -211,18 +188,7 @@ def _array(values: Tensor | NDArray[Any] | np.generic) -> NDArray[Any]:
 def meaning(function: Callable[..., Any]) -> Any:
     """What a function does, for JSON: its code, and by value all that it reads besides its arguments.
 
-    Names, comments and layout do not matter.
-
-    Raises
-    ------
-    ValueError
-        It reads something of which the value cannot be told: the message names it.
-
-    Examples
-    --------
-    >>> double, triple, also_double = (lambda net, c=c: c * net for c in (2, 3, 2))
-    >>> meaning(double) == meaning(triple), meaning(double) == meaning(also_double)
-    (False, True)
+    Names, comments and layout do not matter.  ValueError names what it reads whose value cannot be told.
     """
     try:
         return _meaning(function, "the function", [])

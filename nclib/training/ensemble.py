@@ -82,7 +82,7 @@ class Ensemble:
         self.decay_each = self.flat.new_tensor([2 * h["weight_decay"] for h in hyper])
         self.stack: StackedMLP | None = None
         if plan.engine == "stacked":
-            self.stack = StackedMLP(plan.arch, self.params, self.grads, self.opt.loss, self.opt.reduction)
+            self.stack = StackedMLP(plan.arch, self.opt, self.params, self.grads)
             self.x = self.x.flatten(1)
             self.x_t, self.y_t = self.x.t(), self.y.mT
         elif plan.engine == "loop":
@@ -132,12 +132,7 @@ class Ensemble:
 
     @torch.no_grad()
     def advance(self, first: int, last: int) -> Tensor:
-        """Train from the end of epoch `first` to the end of epoch `last`.
-
-        Returns
-        -------
-        Tensor : (steps, M), finite as long as the member's loss at the start of that step was.
-        """
+        """Train from epoch `first` to `last`, both ended: (steps, M), finite where the loss before the step was."""
         self.net.train()
         sizes = self.flat.new_zeros(((last - first) * self.steps_per_epoch, self.members))
         rows = iter(sizes)
@@ -162,9 +157,14 @@ class Ensemble:
         return order.unbind(1) if independent else torch.split(order, self.batch, dim=1)
 
     def _step(self, index: Tensor | None, rate: float, size: Tensor) -> None:
-        """One step on all samples, or on those of `index` (M, n)."""
-        if self._graphed:
-            self._replay(index, rate, size)
+        """One step on all samples, or on those of `index` (M, n); on a GPU as one launch, a graph replayed."""
+        key = (0 if index is None else index.shape[1], rate)
+        if self._graphed and (key in self._graphs or self._record(key, index, rate)):
+            graph, own_index, own_size = self._graphs[key]
+            if index is not None:
+                own_index.copy_(index)
+            graph.replay()
+            size.copy_(own_size)
         else:
             self.gradient(index, size)
             self.update(rate)
@@ -262,16 +262,9 @@ class Ensemble:
         on_product = self.decay_on == "rho" and self.norm != "lm"
         return self.decay_each.double() / 2 * (squares.prod(0) if on_product else squares.sum(0))
 
-    def weights(self) -> list[Tensor]:
-        """The parameters that hold the layers' weights, in order, each (M, ...)."""
-        return [self.params[name] for name in self._weight_names()]
-
-    def weight_gradients(self) -> list[Tensor]:
-        """Where `gradient` leaves the gradients in `weights`."""
-        return [self.grads[name] for name in self._weight_names()]
-
-    def _weight_names(self) -> list[str]:
-        return [name for name, _ in self.net.named_parameters() if name.endswith((".weight", ".direction"))]
+    def weights(self, of: Mapping[str, Tensor]) -> list[Tensor]:
+        """Of `params` or `grads` those of the layers' weights, in order, each (M, ...)."""
+        return [of[name] for name, _ in self.net.named_parameters() if name.endswith((".weight", ".direction"))]
 
     def losses(self, index: Tensor | None, size: Tensor) -> Tensor:
         """Losses (M,) of the last call of `gradient`, whose arguments these are."""
@@ -288,22 +281,8 @@ class Ensemble:
                     p.copy_(self.params[name][i])
         return self.net
 
-    # ----------------------------------------------------------------------------------- CUDA graphs
-
-    def _replay(self, index: Tensor | None, rate: float, size: Tensor) -> None:
-        """A step as one launch: recorded the first time, replayed from then on."""
-        key = (0 if index is None else index.shape[1], rate)
-        if key not in self._graphs and not self._record(key, index, rate):
-            self.gradient(index, size)
-            self.update(rate)
-            return
-        graph, own_index, own_size = self._graphs[key]
-        if index is not None:
-            own_index.copy_(index)
-        graph.replay()
-        size.copy_(own_size)
-
     def _record(self, key: tuple[int, float], index: Tensor | None, rate: float) -> bool:
+        """Record a step as a CUDA graph, without taking it; False where that cannot be."""
         state = self.flat.clone(), self.flat_momentum.clone()
         own_index = None if index is None else index.clone()
         own_size = self.flat.new_zeros(self.members)
@@ -332,25 +311,12 @@ def permutation(n: int, seed: int, epoch: int) -> Tensor:
     """Order of n samples that depends on the seed and the epoch alone.
 
     So a member's batches do not depend on its ensemble, and resuming needs no generator's state.
-
-    Examples
-    --------
-    >>> sorted(permutation(5, seed=0, epoch=3).tolist())
-    [0, 1, 2, 3, 4]
     """
     return torch.randperm(n, generator=_generator(seed, epoch))
 
 
 def subsets(n: int, batch: int, steps: int, seed: int, epoch: int) -> Tensor:
-    """Sets of `batch` different samples of n, drawn anew for each of `steps` steps: (steps, batch).
-
-    Like `permutation`, they depend on the seed and the epoch alone.
-
-    Examples
-    --------
-    >>> subsets(5, batch=2, steps=3, seed=0, epoch=0).shape
-    torch.Size([3, 2])
-    """
+    """Sets of `batch` different samples of n, drawn anew for each of `steps` steps: (steps, batch)."""
     # The samples with the largest of n independent numbers are a uniformly random set.
     keys = torch.rand(steps, n, generator=_generator(seed, epoch), dtype=torch.float64)
     return keys.topk(batch, dim=1).indices
@@ -369,5 +335,5 @@ def _decaying(names: Sequence[str], on: str) -> list[str]:
     """Parameters that carry the norms on which weight decay acts."""
     if "scale" in names:
         return ["scale"]
-    carriers = [n for n in names if n.startswith("layers.") and n.endswith((".weight", ".gain"))]
+    carriers = [name for name in names if name.endswith((".weight", ".gain"))]
     return carriers[-1:] if on == "last" else carriers

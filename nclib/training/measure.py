@@ -27,12 +27,7 @@ _CHUNK = 1024
 def measure(ensemble: Ensemble) -> tuple[Tensor, Columns]:
     """Measure every member of an ensemble as its plan says, on its training set and on the test set.
 
-    Returns
-    -------
-    finite
-        (M,), whether the member's loss is.
-    columns
-        Column name to (M,) float64; NaN for a member whose loss is not finite.
+    Returns whether each member's loss is finite, (M,), and the columns, NaN where it is not.
     """
     plan = ensemble.plan
     size = ensemble.n * widths(plan)
@@ -102,7 +97,7 @@ def _summary(
         if ensemble.norm == "bn":  # what weight decay acts on
             columns |= {
                 f"weight_norm_{k}": torch.linalg.vector_norm(w[members].double().flatten(1), dim=1)
-                for k, w in enumerate(ensemble.weights(), start=1)
+                for k, w in enumerate(ensemble.weights(ensemble.params), start=1)
             }
     if "margins" in names:
         columns |= _margin_columns(raw / rho.unsqueeze(1))
@@ -133,6 +128,5 @@ def _collapse(net: Net, x: Tensor, y: Tensor, finite: bool) -> Columns:
     labels = (y[:, 0] < 0).long() if y.shape[1] == 1 else y.argmax(1)
     features = torch.cat([net.features(part) for part in torch.split(x, _CHUNK)])
     weight = head.matrix if net.scale is None else head.matrix * net.scale
-    several = y.shape[1] > 1
-    found = collapse(features, labels, *((weight, head.bias) if several else ())) if finite else {}
+    found = collapse(features, labels, weight if y.shape[1] > 1 else None) if finite else {}
     return {k: features.new_tensor([v], dtype=torch.float64) for k, v in found.items()}

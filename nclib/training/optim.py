@@ -1,11 +1,4 @@
-r"""What is minimised and by which steps: losses, codings of the labels, weight decay, SGD.
-
-The objective of one network with outputs $f(x_n)\in\mathbb R^K$ and targets $y_n$ is
-
-$$\mathcal L=\frac1N\sum_n\ell(f(x_n),y_n)+\lambda\,R(W),$$
-
-with $R=\sum_k\lVert W_k\rVert^2$, or $\rho^2$ under `norm="lm"`: the gradient gets $2\lambda W_k$.
-"""
+"""What is minimised and by which steps: losses, codings of labels, weight decay, SGD; `sgd` has the formulas."""
 
 from __future__ import annotations
 
@@ -13,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -34,15 +27,6 @@ Member = Mapping[str, Any]
 
 HYPER = ("seed", "lr", "weight_decay", "momentum", "init_norm", "noise")
 """Hyper-parameters in which the members of a grid may differ."""
-
-_CHOICES = {
-    "loss": get_args(Loss),
-    "reduction": get_args(Reduction),
-    "coding": get_args(Coding),
-    "weight_decay_on": get_args(DecayOn),
-    "precision": get_args(Precision),
-    "sampling": get_args(Sampling),
-}
 
 
 @dataclass(frozen=True)
@@ -173,24 +157,20 @@ def sgd(
     >>> opt.rate(4), opt.rate(5)
     (1.0, 0.1)
     """
-    choices = dict(
-        loss=loss, reduction=reduction, coding=coding, weight_decay_on=weight_decay_on, precision=precision,
-        sampling=sampling,
-    )  # fmt: skip
-    for name, choice in choices.items():
-        if choice not in _CHOICES[name]:
-            options = ", ".join(map(repr, _CHOICES[name]))
-            raise ValueError(f"{name}={choice!r}: unknown; write one of {options}")
-    check_hyper("lr", lr)
-    check_hyper("momentum", momentum)
-    check_hyper("weight_decay", weight_decay)
     _check_count("epochs", epochs)
     if batch is not None:
         _check_count("batch", batch)
-    return SGD(
-        float(lr), float(momentum), batch, epochs, float(weight_decay), _schedule(schedule), loss, reduction,
-        coding, weight_decay_on, precision, sampling,
+    opt = SGD(
+        check_hyper("lr", lr), check_hyper("momentum", momentum), batch, epochs,
+        check_hyper("weight_decay", weight_decay), _schedule(schedule), loss, reduction, coding, weight_decay_on,
+        precision, sampling,
     )  # fmt: skip
+    for name, kind in get_type_hints(SGD).items():
+        choice = getattr(opt, name)
+        if get_origin(kind) is Literal and choice not in get_args(kind):
+            options = ", ".join(map(repr, get_args(kind)))
+            raise ValueError(f"{name}={choice!r}: unknown; write one of {options}")
+    return opt
 
 
 def members_of(grid: Grid | None, opt: SGD) -> list[Member]:

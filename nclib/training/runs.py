@@ -237,12 +237,16 @@ class State:
             arrays |= {f"momenta/{name}": p for name, p in self.momenta.items()}
         for epoch, params in self.snapshots.items():
             arrays |= {f"snapshots/{epoch}/{name}": p for name, p in params.items()}
-        names = list(dict.fromkeys(name for row in self.columns for name in row))
-        missing = np.full(len(self.diverged), np.nan)
-        for name in names:
-            arrays[f"columns/{name}"] = np.stack([row.get(name, missing) for row in self.columns])
-        notes = {"epoch": self.epoch, "finished": self.finished, "measured": self.measured, "columns": names}
+        table = self.table()
+        arrays |= {f"columns/{name}": column for name, column in table.items()}
+        notes = {"epoch": self.epoch, "finished": self.finished, "measured": self.measured, "columns": list(table)}
         return arrays, notes
+
+    def table(self) -> dict[str, NDArray[np.float64]]:
+        """All that was measured, each (measurements, M); NaN where one does not have a column."""
+        names = dict.fromkeys(name for row in self.columns for name in row)
+        missing = np.full(len(self.diverged), np.nan)
+        return {name: np.stack([row.get(name, missing) for row in self.columns]) for name in names}
 
     @classmethod
     def from_arrays(
@@ -293,10 +297,7 @@ class Runs:
         """
         import pandas as pd
 
-        names = list(dict.fromkeys(name for row in self._state.columns for name in row))
-        missing = np.full(len(self._plan.members), np.nan)
-        table = {name: [row.get(name, missing) for row in self._state.columns] for name in names}
-        rows = []
+        table, rows = self._state.table(), []
         for i, member in enumerate(self._plan.members):
             for j, epoch in enumerate(self._state.measured):
                 ok = self._alive(i, epoch)

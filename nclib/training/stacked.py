@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..networks.models import Architecture
-from .optim import loss_gradient
+from .optim import SGD, loss_gradient
 
 _relu_backward_ = torch.ops.aten.threshold_backward.grad_input
 _bn_backward = torch.ops.aten.native_batch_norm_backward
@@ -39,27 +39,12 @@ class Activations:
 
 
 class StackedMLP:
-    """The loss gradient of M equal perceptrons with different weights.
-
-    Parameters
-    ----------
-    arch
-        From `mlp`.
-    params, grads
-        The parameters of the networks by name, stacked: each (M, ...) and contiguous.
-    loss, reduction
-        See `nclib.sgd`.
-    """
+    """The loss gradient of M equal perceptrons; `params` and `grads`, by name, are each (M, ...) and contiguous."""
 
     def __init__(
-        self,
-        arch: Architecture,
-        params: Mapping[str, Tensor],
-        grads: Mapping[str, Tensor],
-        loss: str,
-        reduction: str,
+        self, arch: Architecture, opt: SGD, params: Mapping[str, Tensor], grads: Mapping[str, Tensor]
     ) -> None:
-        self.eps, self.norm, self.loss, self.reduction = arch.eps, arch.norm, loss, reduction
+        self.eps, self.norm, self.loss, self.reduction = arch.eps, arch.norm, opt.loss, opt.reduction
         self.depth = len(arch.widths) + 1
         self.scale, self.scale_grad = params.get("scale"), grads.get("scale")
 
@@ -77,18 +62,10 @@ class StackedMLP:
         self.first, self.first_grad = first.view(-1, first.shape[2]), first_grad.view(-1, first.shape[2])
 
     def gradient(self, room: Activations, x: Tensor, x_t: Tensor, y: Tensor, size: Tensor) -> None:
-        """Gradients of the mean loss over these samples, into `grads`.
+        """Gradients of the mean loss over n samples, into `grads`.
 
-        Parameters
-        ----------
-        room
-            Activations for n samples.
-        x, x_t
-            (n, d) shared by all members, or (M, n, d); and its transpose in the last two axes.
-        y
-            Targets, (M, K, n) or broadcastable to it.
-        size
-            (M,), gets a number that is finite exactly as long as the member's loss is.
+        `x` is (n, d), shared by all members, or (M, n, d), and `x_t` its transpose in the last two axes; `y`, the
+        targets, is (M, K, n) or broadcastable to it; `size`, (M,), as in `loss_gradient`.
         """
         if self.directions:
             lengths = self._compose()

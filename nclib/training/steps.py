@@ -138,9 +138,13 @@ def step_by_step(
     plan = Plan.of(data, arch, opt, grid=grid, engine="stacked" if isinstance(arch, MLP) else "vmap")
     members = plan.members
     ensemble = Ensemble(plan, plan.start(), range(len(members)))
-    weights, gradients = ensemble.weights(), ensemble.weight_gradients()
+    weights, gradients = ensemble.weights(ensemble.params), ensemble.weights(ensemble.grads)
     if start is not None:
-        _copy(weights, start)
+        given, needed = ([tuple(w.shape) for w in blocks] for blocks in (start, weights))
+        if given != needed:
+            raise ValueError(f"start has shapes {given}; these networks need {needed}")
+        for weight, own in zip(weights, start, strict=True):
+            weight.copy_(own)
     last = weights[-1].clone()
     size = last.new_zeros(len(members))
     norm = _norms(weights)
@@ -178,11 +182,3 @@ def _norms(blocks: list[Tensor]) -> Tensor:
 def _directions(blocks: list[Tensor], norm: Tensor) -> list[Tensor]:
     """The blocks as rows of length 1, (M, numbers) each."""
     return [block.flatten(1) / norm[:, k, None] for k, block in enumerate(blocks)]
-
-
-def _copy(weights: list[Tensor], start: Sequence[Tensor]) -> None:
-    shapes = [tuple(w.shape) for w in weights]
-    if [tuple(w.shape) for w in start] != shapes:
-        raise ValueError(f"start has shapes {[tuple(w.shape) for w in start]}; these networks need {shapes}")
-    for w, given in zip(weights, start, strict=True):
-        w.copy_(given)

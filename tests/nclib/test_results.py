@@ -110,6 +110,6 @@ def test_of_several_names_the_first_that_is_there(kept: Path) -> None:
 def test_a_claim_from_a_stored_result_says_on_what_it_was_computed(kept: Path) -> None:
     stored = result("trial", folder=kept)
     claims.claim("thm-example", "one is one", predicted=1, measured=1, rtol=0, source=stored)
-    record = claims.claims()[-1]
+    record = claims._records[-1]
     assert (record["scale"], record["device"]) == (stored.scale, stored.device)
     assert Result(stored.frame, {**stored.manifest, "config": {"size": "cpu"}}).scale == "cpu part"
