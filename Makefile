@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV ?= .venv
 COLAB ?= .venv-colab
 JOBS ?= 2
+# Tests that have a target of their own.
+MARKS ?= not paper
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 LISTS := pyproject.toml constraints.txt
@@ -50,7 +52,7 @@ book: colab  ## Execute every chapter, check every claim, build the HTML book
 	@echo && echo "The book is at $(CURDIR)/_build/html/index.html"
 
 test: install  ## Run the tests, then every chapter as a test
-	@$(ONE_THREAD) $(BIN)/python -m pytest tests nclib --doctest-modules -n $(JOBS) $(ARGS)
+	@$(ONE_THREAD) $(BIN)/python -m pytest tests nclib --doctest-modules -n $(JOBS) -m "$(MARKS)"
 	@$(ONE_THREAD) $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --timeout=1200 chapters -n $(JOBS)
 
 drill: colab $(COLAB)/.installed  ## Run every self-contained notebook with the versions that Colab carries
@@ -67,8 +69,9 @@ $(COLAB)/.installed: tests/book/colab-versions.txt constraints.txt
 	  $$(sed -n 's/^\([a-z_-]*\)==.*/\1/p' _build/colab-versions.txt | grep -v -e '^dask' -e '^jupytext')
 	@touch $@
 
-pdf: book  ## Print the book as one PDF (needs Chromium)
+pdf: install  ## Print the built book as one PDF, and test that (needs Chromium)
 	@$(BIN)/python -m bookkit.pdf
+	@$(BIN)/python -m pytest tests/book/test_pdf.py -m paper
 
 lint: dev  ## Check style and types
 	@$(BIN)/ruff check nclib tests bookkit chapters results benchmarks

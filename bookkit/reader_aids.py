@@ -159,7 +159,8 @@ def symbols_box(app: Sphinx, doctree: nodes.document, docname: str) -> nodes.raw
     formulas = "\n".join(node.astext() for node in doctree.findall(_is_formula))
     page, items = app.builder.get_relative_uri(docname, NOTATION), []
     defined: set[str] = set()
-    for anchor, latex, meaning in symbol_rows(app, int(re.search(r"\d+", docname)[0])):  # type: ignore[index]
+    number = re.search(r"\d+", docname)  # a page of the appendix has none
+    for anchor, latex, meaning in symbol_rows(app, int(number[0]) if number else 0):
         new = {letter(one) for one in latex} - defined
         if new and any(uses(one, formulas) for one in latex):
             defined |= new

@@ -287,7 +287,7 @@ def per_sample_gradients(net: Net, x: Tensor, y: Tensor, *, weight_decay: float 
     Returns
     -------
     list
-        L tensors (N, *shape of the layer's weight), in the type of `net`.
+        L tensors (N, …) in the shape of the layer's weight and the type of `net`.
 
     Raises
     ------

@@ -16,7 +16,7 @@ def plain() -> Any:
     cells = nbformat.read(ROOT / "chapters" / "all_of_nclib.ipynb", as_version=4).cells
     (source,) = [cell.source for cell in cells if cell.cell_type == "code" and "def plain(" in cell.source]
     names: dict[str, Any] = {"torch": torch}
-    exec(source.partition("\n\n\none = ")[0], names)
+    exec(source.partition("\n\n\npairs = ")[0], names)
     return names["plain"]
 
 
