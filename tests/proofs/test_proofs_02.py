@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import sympy as sp
+import torch
 from numpy.typing import NDArray
 from scipy.optimize import least_squares, minimize
+
+import nclib as nc
 
 Array = NDArray[np.float64]
 
@@ -129,6 +135,36 @@ def test_equal_loss_and_mean_margin_mean_equal_norm() -> None:
     at_rest = (1 - 2 * rho1 * mu + rho1**2 * (M + lam)).subs(M, mu / rho1 - lam)
     assert sp.simplify(at_rest - (1 - mu * rho1)) == 0
     assert sp.solve(sp.Eq(1 - mu * rho1, 1 - mu * rho2), rho1) == [rho2]
+
+
+def test_the_figure_to_play_with_shows_what_is_said_of_it_at_every_position_of_its_sliders() -> None:
+    text = (Path(__file__).parents[2] / "chapters" / "02_minimum_norm.md").read_text("utf-8")
+    cells = re.findall(r"```\{code-cell\} ipython3\n(.*?)```", text, re.DOTALL)
+    (call,) = [cell for cell in cells if "nc.explore_flow(" in cell]
+    (points,) = [cell for cell in cells if "def teacher(" in cell]
+    made: dict[str, Any] = {}
+    stand_in = SimpleNamespace(data=nc.data, explore_flow=lambda *where, **how: made.update(how, where=where))
+    exec(points + call, {"nc": stand_in, "torch": torch})  # the figure's own arguments
+    grid = {key: made[key] for key in ("weight_decay", "rho0", "time", "seed")}
+    run = nc.flow(*made["where"], **grid, records=[grid["time"] / 2, grid["time"]], cooling=0)  # the page's steps
+    history, end = run.history, run.final
+    half = history[history.t == grid["time"] / 2].sort_values("member", ignore_index=True)
+
+    assert abs(end.rho / end.rho_eq - 1).max() < 1e-3  # the norm is at its resting value, as the page says below it
+    assert abs(half.rho / end.rho - 1).max() < 0.01  # and hardly moved in the second half of the time
+    unequal = end.assign(unequal=abs(run.rho[:, None] * run.y * run.f - 1).max(1)).groupby("weight_decay").unequal
+    without, decayed = end[end.weight_decay == 0], end[end.weight_decay > 0]
+    assert len(without) == len(grid["rho0"])
+    assert unequal.max()[0.0] < 1e-3  # without decay every margin is 1/ρ,
+    assert np.all(np.diff(unequal.mean()) > 0)  # with it the nearer to 1/ρ, the smaller λ
+    assert unequal.max().max() < 0.1
+    large = without[without.rho0 > 1]
+    assert (large.rho > 0.99 * large.rho0).all()  # a large start stays large
+    assert np.all(np.diff(large.margin_min) < -0.1)  # and its margins small
+    norms = decayed.groupby("weight_decay").rho
+    assert (norms.max() / norms.min() - 1).max() < 1e-3  # with decay every start ends at the same norm,
+    assert decayed.rho.max() < 0.98 * without.rho.min()  # smaller than any without,
+    assert decayed.margin_min.min() > 1.002 * without.margin_min.max()  # and so is the smallest margin larger
 
 
 # --- thm-linear: rational numbers, and the limit itself -------------------------------------------
