@@ -30,16 +30,36 @@ def quotient(h, labels):
 # --- thm-binary-collapse
 
 
+def kantorovich(theta, decay):
+    """The bound on NC1 of the outputs, from the kernel's eigenvalues, and its simpler form."""
+    a, b = (t / (t + decay) for t in (theta.min(), theta.max()))
+    return (b - a) ** 2 / (4 * a * b), (decay / theta.min()) ** 2 / 4
+
+
 @pytest.mark.parametrize("weight_decay", [1e-1, 1e-2, 1e-4])
 def test_outputs_of_the_exact_linear_equilibrium_collapse_within_the_bound(weight_decay):
-    """L = 1: the outputs are those of ridge regression, solved without any flow; λL/θ_min squared is the bound."""
+    """L = 1: the outputs are those of ridge regression, solved without any flow."""
     for seed in range(20):
         x = rng(seed).normal(size=(8, 12))
         x /= np.linalg.norm(x, axis=1, keepdims=True)
         y = np.repeat([1.0, -1.0], 4)
         z = x @ nc.ridge(x, y, weight_decay)
-        bound = (weight_decay / np.linalg.eigvalsh(x @ x.T / 8)[0]) ** 2
-        assert quotient(z[:, None], (y < 0).astype(int)) <= bound
+        sharp, simple = kantorovich(np.linalg.eigvalsh(x @ x.T / 8), weight_decay)
+        assert quotient(z[:, None], (y < 0).astype(int)) <= sharp <= simple
+
+
+@pytest.mark.parametrize("weight_decay", [1.0, 1e-2])
+def test_two_directions_in_the_right_proportion_attain_the_bound(weight_decay):
+    """The share b/(a + b) of y in the flattest direction of Θ, the rest in the steepest."""
+    theta, y, other = np.array([0.05, 2.0]), np.array([1.0, -1, 1, -1]), np.array([1.0, 1, -1, -1])
+    a, b = theta / (theta + weight_decay)
+    cosine, sine = np.sqrt(b / (a + b)), np.sqrt(a / (a + b))
+    flat, steep = (cosine * y + sine * other) / 2, (sine * y - cosine * other) / 2
+    rest = np.eye(4) - np.outer(flat, flat) - np.outer(steep, steep)
+    Theta = theta[0] * np.outer(flat, flat) + theta[1] * np.outer(steep, steep) + rest
+    z = Theta @ np.linalg.solve(Theta + weight_decay * np.eye(4), y)
+    sharp, _ = kantorovich(theta, weight_decay)
+    assert quotient(z[:, None], (y < 0).astype(int)) == pytest.approx(sharp, rel=1e-10)
 
 
 def test_slope_two_with_its_prefactor():
