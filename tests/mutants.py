@@ -64,7 +64,44 @@ ONLY_SPEED = {
 }
 ONLY_SPEED |= {"_CHUNK", "_CHUNK_NUMBERS", "_CHUNK_NUMBERS_CUDA", "_ROOM", "_SMALL", "_LARGE_ONE"}
 # Changes after which every result is the same: (file, the line, the change) and why.
-EQUIVALENT: dict[tuple[str, str, str], str] = {}
+EQUIVALENT = {
+    (
+        "networks/readings.py",
+        "largest = torch.linalg.eigvalsh(torch.where(undefined[:, None, None], 0.0, gram))[:, -1]",
+        "0.0 → (1)",
+    ): "what is undefined becomes NaN afterwards",
+    (
+        "theory/bounds.py",
+        "V = [_on_sphere(v.detach() + _on_sphere(slope)) for v, slope in zip(V, slopes, strict=True)]",
+        "v.detach() + _on_sphere(slope) → (v.detach() - _on_sphere(slope))",
+    ): "goes down instead of up, and the size of what is found counts",
+    ("theory/closed_forms.py", "high = 2 * low", "2 * low → (2)"): "doubled until it is beyond the root",
+    (
+        "theory/optima.py",
+        "return np.unique(circle(ends + widths / 2) @ x.T > 0, axis=0)",
+        "circle(ends + widths / 2) @ x.T > 0 → (circle(ends + widths / 2) @ x.T <= 0)",
+    ): "the opposite direction shows the complement, and all directions are there",
+    (
+        "theory/optima.py",
+        "start[ends[0] : ends[1]] = np.abs(start[ends[0] : ends[1]])",
+        "np.abs(start[ends[0] : ends[1]]) → (start[ends[0]:ends[1]])",
+    ): "the optimiser itself moves a start into its bounds; another start",
+    (
+        "theory/optima.py",
+        'options = {"maxiter": _ITERATIONS, "maxfun": 2 * _ITERATIONS, "maxcor": 20, "ftol": 0.0, "gtol": 1e-12}',
+        "2 → (4)",
+    ): "how long it may take, which it never does",
+    (
+        "training/runs.py",
+        'if self.engine == "loop" and x.dim() == 4 and self._bears_channels_last():',
+        "self.engine == \"loop\" → (self.engine != 'loop')",
+    ): "the order of numbers in memory",
+    (
+        "training/stacked.py",
+        "folded[-1] = folded[-1] * scale.sign()[:, None, None]",
+        "folded[-1] * scale.sign()[:, None, None] → (folded[-1])",
+    ): "only norms and stable ranks are read off these weights",
+}
 
 SWAPPED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
 TURNED = {

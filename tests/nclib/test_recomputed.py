@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.integrate
 import torch
 from torch.nn import functional
 
@@ -17,6 +18,7 @@ from nclib.networks.normalisation import calibrate, fold
 from nclib.theory import closed_forms as cf
 from nclib.theory.flow import _Members
 from nclib.theory.relu import random_directions
+from nclib.training.ensemble import _generator
 from nclib.training.measure import _collapse
 from nclib.training.optim import sgd
 from nclib.training.runs import Plan
@@ -101,6 +103,16 @@ def test_cooling_takes_1500_steps_of_a_quarter_of_the_last(monkeypatch: pytest.M
     assert run.final.t[0] == pytest.approx(1 + 1500 * 0.1 * (1 / 4 + 1 / 16))
     assert max(h for h in taken[-3000:]) == pytest.approx(0.1 / 4)
     assert sum(h < 0.1 / 8 for h in taken[-3001:]) == pytest.approx(1500, abs=1)
+
+
+def test_the_solvers_tolerance_follows_the_smallest_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    solve = scipy.integrate.solve_ivp
+    monkeypatch.setattr("scipy.integrate.solve_ivp", lambda *a, **k: asked.append(k["atol"]) or solve(*a, **k))
+    for norms in ((0.25, 3.0), (2.0, 3.0)):
+        options = {"model": "plain", "layer_norms": norms, "time": 0.01, "rtol": 1e-8}
+        nc.exact_flow(teacher(1), (2,), weight_decay=0.1, **options)
+    assert asked == pytest.approx([0.25e-10, 1e-10])
 
 
 # ------------------------------------------------------------------------------------------ closed forms
@@ -280,6 +292,20 @@ def test_the_head_of_a_network_with_a_negative_scale() -> None:
     assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=1e-10)
     np.testing.assert_allclose(weight, w, rtol=1e-14)
     assert not torch.equal(torch.tensor(features) @ torch.tensor(weight).T, h @ net.layers[1].weight.T)
+
+
+def test_the_generator_of_an_epoch_is_splitmix64() -> None:
+    def splitmix64(state: int) -> int:
+        z = state
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            z = (z ^ (z >> shift)) * factor % 2**64
+        return z ^ (z >> 31)
+
+    golden = 0x9E3779B97F4A7C15
+    assert splitmix64(golden) == 0xE220A8397B1DCDAF  # the first number of the published generator from 0
+    for seed, epoch in ((0, 0), (1, 0), (7, 12), (2**40 + 3, 2)):
+        mixed = splitmix64((seed * golden + (epoch + 1) * 0xD1B54A32D192ED03) % 2**64)
+        assert _generator(seed, epoch).initial_seed() == mixed % 2**32
 
 
 def test_epochs_and_steps_of_a_plan() -> None:
