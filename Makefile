@@ -16,7 +16,7 @@ LISTS := pyproject.toml constraints.txt
 # Two processes share the cores: one thread each is faster than both fighting for all of them.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help install dev sync colab book test drill pdf lint full seeds bench pins clean
+.PHONY: help install dev sync colab book test mutants drill pdf lint full seeds bench pins clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -54,6 +54,9 @@ book: colab  ## Execute every chapter, check every claim, build the HTML book
 test: install  ## Run the tests, then every chapter as a test
 	@$(ONE_THREAD) $(BIN)/python -m pytest tests nclib --doctest-modules -n $(JOBS) -m "$(MARKS)"
 	@$(ONE_THREAD) $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --timeout=1200 chapters -n $(JOBS)
+
+mutants: install  ## Change formulas of nclib one at a time: do the tests see it? (ARGS="theory/flow --sample 50")
+	@$(ONE_THREAD) $(BIN)/python -m tests.mutants --jobs $(JOBS) $(ARGS)
 
 drill: colab $(COLAB)/.installed  ## Run every self-contained notebook with the versions that Colab carries
 	@$(ONE_THREAD) COLAB_PYTHON=$(CURDIR)/$(COLAB)/bin/python \

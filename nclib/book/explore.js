@@ -35,12 +35,10 @@
     return hidden;
   }
 
-  function moments(f, y, decay) {
+  function restingNorm(f, y, decay) {
     var mu = 0, M = 0, n = f.length;
     f.forEach(function (value, i) { mu += y[i] * value / n; M += value * value / n; });
-    var spread = 0;
-    f.forEach(function (value, i) { spread += Math.pow(y[i] * value - mu, 2) / n; });
-    return { mu: mu, M: M, sigma: Math.sqrt(spread), rhoEq: mu / Math.max(M + decay, 1e-300) };
+    return mu / Math.max(M + decay, 1e-300);
   }
 
   function step(state, x, y, decay, h) {
@@ -88,9 +86,8 @@
       }
       var hidden = forward(state.V, problem.x), f = hidden[depth][0], sign = state.rho < 0 ? -1 : 1;
       f = f.map(function (value) { return sign * value; });
-      var found = moments(f, problem.y, decay);
       out.push({
-        t: until, rho: Math.abs(state.rho), rhoEq: found.rhoEq, mu: found.mu, sigma: found.sigma,
+        t: until, rho: Math.abs(state.rho), rhoEq: restingNorm(f, problem.y, decay),
         margins: f.map(function (value, n) { return problem.y[n] * value; })
       });
     });

@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, Page
 from nclib.book.explore import Explorable, explore_curves, explore_flow, replay
 from nclib.data import Data, data
 from nclib.theory.flow import flow
+from nclib.theory.relu import forward, random_directions
 
 DECAYS, NORMS = [0.0, 0.01, 0.1], [0.1, 1.0, 10.0]
 
@@ -123,7 +124,7 @@ def test_errors_say_what_to_write(message: str) -> None:
 @pytest.fixture(scope="module")
 def page(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     file: Path = tmp_path_factory.mktemp("explore") / "page.html"
-    figures = (the_flow(start=(1, 2)), the_curves(), the_replay())
+    figures = (the_flow(start=(1, 2)), the_curves(), the_replay(), the_flow(seed=10))
     file.write_text("<!doctype html><meta charset=utf-8>" + "".join(f._repr_html_() for f in figures), "utf-8")
     context = browser.new_context()
     opened = context.new_page()
@@ -136,9 +137,13 @@ def page(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     assert wrong == []
 
 
-def test_the_page_integrates_the_flow_of_the_package(page: Page) -> None:
-    run = flow(points(), (6, 4), weight_decay=DECAYS, rho0=NORMS, time=20, records=60, cooling=0)
-    box = page.locator(".nc-explore").nth(0)
+@pytest.mark.parametrize(("place", "seed"), [(0, 0), (3, 10)])
+def test_the_page_integrates_the_flow_of_the_package(page: Page, place: int, seed: int) -> None:
+    run = flow(points(), (6, 4), weight_decay=DECAYS, rho0=NORMS, time=20, records=60, cooling=0, seed=seed)
+    box = page.locator(".nc-explore").nth(place)
+    # From seed 10 small norms pass through zero: both then show |ρ|, and the outputs change their sign.
+    mu = forward(random_directions((3, 6, 4, 1), [seed]), run.x[:1])[0] @ run.y[0]
+    assert (mu < 0) == (seed == 10)
     for member, row in run.final.iterrows():
         for slider, value in enumerate((DECAYS.index(row.weight_decay), NORMS.index(row.rho0))):
             box.locator("input[type=range]").nth(slider).evaluate(
@@ -156,7 +161,7 @@ def test_the_page_integrates_the_flow_of_the_package(page: Page) -> None:
 
 def test_the_picture_gives_way_to_the_drawing(page: Page) -> None:
     assert page.locator(".nc-static:visible").count() == 0
-    assert page.locator(".nc-live:visible").count() == 3
+    assert page.locator(".nc-live:visible").count() == 4
 
 
 def test_sliders_work_by_keyboard_and_say_what_they_show(page: Page) -> None:
@@ -191,5 +196,5 @@ def test_without_scripts_the_picture_stays(browser: Browser, page: Page) -> None
     context = browser.new_context(java_script_enabled=False)
     plain = context.new_page()
     plain.goto(page.url)
-    assert plain.locator(".nc-static img:visible").count() == 3
+    assert plain.locator(".nc-static img:visible").count() == 4
     context.close()
