@@ -1,9 +1,9 @@
 """Does every claim hold from other random numbers?  ``python -m bookkit.base_seeds [--seeds 1-10] [chapter …]``.
 
 Executes chapters from several base seeds (``NCLIB_SEED``) and prints, for every claim, from how many of them it
-held and how near the worst came to its tolerance.  A claim that fails stops a chapter everywhere else; here it is
-counted and the chapter goes on, so that one failure does not hide the next.  Exits 1 when a claim holds from fewer
-than nine tenths of the base seeds, or a cell fails for another reason.
+held and which share of its tolerance the worst used; more than three fifths is marked.  A claim that fails stops a
+chapter everywhere else; here it is counted and the chapter goes on, so that one failure does not hide the next.
+Exits 1 when a claim holds from fewer than nine tenths of the base seeds, or a cell fails for another reason.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from nclib import files
 from . import ledger, notebooks
 
 ENOUGH = 0.9
+SHARE = 0.6
 
 _COUNT_FAILURES = """\
 import nclib as nc
@@ -85,17 +86,28 @@ def table(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
     return [rows[key] for key in sorted(rows)]
 
 
+def share(row: dict[str, Any]) -> float | None:
+    """Which part of its tolerance the worst base seed used; None where a claim has no tolerance but a limit."""
+    kind, _, limit = row["tolerance"].partition(" ")
+    if kind not in ("rtol", "atol") or not float(limit) or None in row["deviations"]:
+        return None
+    return max(row["deviations"]) / float(limit)
+
+
 def report(rows: Iterable[dict[str, Any]]) -> str:
-    """The table as text, claims that fell short first in the eye."""
+    """The table as text: ``!`` and ``!!`` mark claims that did not always hold, ``~`` those near their limit."""
     lines = []
     for row in rows:
         found = [d for d in row["deviations"] if d is not None]
         span = f"{min(found):.2g} … {max(found):.2g}" if found else "not finite"
-        mark = "  " if row["held"] == row["of"] else "! " if row["held"] >= ENOUGH * row["of"] else "!!"
+        part = share(row)
+        used = f", {part:.0%} of it used" if part is not None else ""
+        near = "~ " if part is not None and part > SHARE else "  "
+        mark = near if row["held"] == row["of"] else "! " if row["held"] >= ENOUGH * row["of"] else "!!"
         lost = f" (not from {', '.join(map(str, row['failed_from']))})" if row["failed_from"] else ""
         lines.append(
             f"{mark} {row['held']:2d}/{row['of']}  {row['chapter'][:2]} {row['theorem']}: {row['statement']}"
-            f" [{row['tolerance']}; worst of each seed {span}]{lost}"
+            f" [{row['tolerance']}; worst of each seed {span}{used}]{lost}"
         )
     return "\n".join(lines)
 
