@@ -52,19 +52,20 @@ TESTS = {
 }
 # No formulas: files on disk, clocks, bars; how many numbers fit in a cache; a GPU's graphs; what is printed.
 LEFT_OUT = {"training/disk.py", "training/session.py"}
-ONLY_SPEED = {
-    "chunk_size",
-    "widths",
-    "threads_for",
-    "_record",
-    "_chunks",
-    "_largest_activation",
-    "__repr__",
-    "table",
-}
-ONLY_SPEED |= {"_CHUNK", "_CHUNK_NUMBERS", "_CHUNK_NUMBERS_CUDA", "_ROOM", "_SMALL", "_LARGE_ONE"}
+ONLY_SPEED = {"chunk_size", "widths", "threads_for", "_record", "_chunks", "_calibrate", "_largest_activation"}
+ONLY_SPEED |= {"_CHUNK", "_CHUNK_NUMBERS", "_CHUNK_NUMBERS_CUDA", "_ROOM", "_SMALL", "_LARGE_ONE", "__repr__"}
 # Changes after which every result is the same: (file, the line, the change) and why.
 EQUIVALENT = {
+    (
+        "networks/normalisation.py",
+        "for part in torch.split(a, max(1, (2**26 if a.is_cuda else 2**17) // a[0].numel())):",
+        "1 → (0.5)",
+    ): "how many at a time",
+    (
+        "theory/bounds.py",
+        "active = circle(ends + widths / 2) @ x.T > 0  # (arcs, N)",
+        "2 → (4)",
+    ): "any direction within the arc",
     (
         "networks/readings.py",
         "largest = torch.linalg.eigvalsh(torch.where(undefined[:, None, None], 0.0, gram))[:, -1]",
@@ -81,6 +82,16 @@ EQUIVALENT = {
         "return np.unique(circle(ends + widths / 2) @ x.T > 0, axis=0)",
         "circle(ends + widths / 2) @ x.T > 0 → (circle(ends + widths / 2) @ x.T <= 0)",
     ): "the opposite direction shows the complement, and all directions are there",
+    (
+        "theory/optima.py",
+        "return np.unique(circle(ends + widths / 2) @ x.T > 0, axis=0)",
+        "2 → (4)",
+    ): "any direction within the arc",
+    (
+        "theory/optima.py",
+        "constraints = [cp.multiply(2 * patterns - 1, part @ x.T) >= 0 for part in (v, u)]",
+        "1 → (0.5)",
+    ): "only the signs of 2D − 1 count",
     (
         "theory/optima.py",
         "start[ends[0] : ends[1]] = np.abs(start[ends[0] : ends[1]])",

@@ -50,7 +50,7 @@ def test_equal_margins_without_decay_give_one_over_the_margin():
 def test_loss_survives_collapse():
     y = np.ones(1000)
     f = 1 + 1e-10 * np.resize([1.0, -1.0], 1000)
-    assert cf.equilibrium_loss(f, y, 0) == pytest.approx(1e-20, rel=1e-5)  # σ²/(σ² + μ²)
+    assert cf.equilibrium_loss(f, y, 0) == pytest.approx(1e-20, rel=1e-5, abs=0)  # σ²/(σ² + μ²)
 
 
 def test_leading_axes_are_a_batch_and_decay_may_differ_by_member():

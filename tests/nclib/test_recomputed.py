@@ -82,6 +82,8 @@ def test_a_negative_norm_is_the_same_network_told_with_a_positive_one() -> None:
     told = these.measure(state, 0.0)
     assert told["mse"] == pytest.approx(np.mean((out - these.y[0]) ** 2))
     assert told["margin_min"] == pytest.approx(min(these.y[0] * out) / 0.7)
+    off = these.measure([1.1 * V[0], *V[1:], np.array([1.0])], 0.0)
+    assert off["sphere_error"] == pytest.approx(1.1**2 - 1)
 
 
 @pytest.mark.parametrize("depth", [1, 3, 4])
@@ -112,7 +114,7 @@ def test_the_solvers_tolerance_follows_the_smallest_layer(monkeypatch: pytest.Mo
     for norms in ((0.25, 3.0), (2.0, 3.0)):
         options = {"model": "plain", "layer_norms": norms, "time": 0.01, "rtol": 1e-8}
         nc.exact_flow(teacher(1), (2,), weight_decay=0.1, **options)
-    assert asked == pytest.approx([0.25e-10, 1e-10])
+    assert asked == pytest.approx([0.25e-10, 1e-10], abs=0)
 
 
 # ------------------------------------------------------------------------------------------ closed forms
@@ -125,6 +127,14 @@ def test_ridge_of_ill_conditioned_inputs() -> None:
     for lam in (1e-14, 1e-13):
         np.testing.assert_allclose(cf.ridge(x, y, lam), turn.T @ (d * y[:2] / (d**2 + 3 * lam)), rtol=1e-7)
     np.testing.assert_allclose(cf.minimum_norm(x, y), turn.T @ (y[:2] / d), rtol=1e-7)
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_a_deep_interpolant_has_the_units_of_its_labels(depth: int) -> None:
+    rng = np.random.default_rng(depth)
+    x, y, w0 = rng.normal(size=(3, 6)), rng.normal(size=3), rng.normal(size=6)
+    small = cf.interpolant_from(x, 1e-9 * y, 1e-9 * w0, depth)
+    np.testing.assert_allclose(small, 1e-9 * cf.interpolant_from(x, y, w0, depth), rtol=1e-11)
 
 
 @pytest.mark.parametrize("depth", [3, 4, 6])
@@ -161,10 +171,12 @@ def test_what_a_rounded_mean_leaves_is_taken_out_again() -> None:
     means = np.stack([wide[labels == c].mean(0) for c in range(2)])
     rest = wide - means[labels]
     within, between = rest.T @ rest / 4000, (means - means.mean(0)).T @ (means - means.mean(0)) / 2
-    assert found["nc1_quotient"] == pytest.approx(np.trace(within) / np.trace(between), rel=1e-6)
-    assert found["nc1"] == pytest.approx(np.trace(within @ np.linalg.pinv(between, rcond=1e-9)) / 2, rel=1e-6)
+    assert found["nc1_quotient"] == pytest.approx(np.trace(within) / np.trace(between), rel=1e-6, abs=0)
+    assert found["nc1"] == pytest.approx(
+        np.trace(within @ np.linalg.pinv(between, rcond=1e-9)) / 2, rel=1e-6, abs=0
+    )
     v = [(rest[labels == c] ** 2).sum(1).mean() for c in range(2)]
-    assert found["cdnv"] == pytest.approx(sum(v) / 2 / ((means[0] - means[1]) ** 2).sum(), rel=1e-6)
+    assert found["cdnv"] == pytest.approx(sum(v) / 2 / ((means[0] - means[1]) ** 2).sum(), rel=1e-6, abs=0)
 
 
 def test_means_on_a_line_through_the_origin_have_one_axis() -> None:
@@ -223,7 +235,7 @@ def test_a_channel_with_less_spread_than_its_rounding_is_constant_on_either_side
         calibrate(net, x)
         assert net.norms[0].var.item() == 0
         calibrate(net, sign * torch.tensor([[1.0], [1.0 + 2**-20]]))
-        assert net.norms[0].var.item() == pytest.approx(2**-42, rel=1e-3)
+        assert net.norms[0].var.item() == pytest.approx(2**-42, rel=1e-3, abs=0)
 
 
 # ---------------------------------------------------------------------------------------------- training
