@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,16 @@ def test_a_deep_interpolant_has_the_units_of_its_labels(depth: int) -> None:
     x, y, w0 = rng.normal(size=(3, 6)), rng.normal(size=3), rng.normal(size=6)
     small = cf.interpolant_from(x, 1e-9 * y, 1e-9 * w0, depth)
     np.testing.assert_allclose(small, 1e-9 * cf.interpolant_from(x, y, w0, depth), rtol=1e-11)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_slope_of_either_sign_is_not_stationary(sign: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stops(_: Any, start: Any, **__: Any) -> Any:
+        return SimpleNamespace(x=start, jac=sign * np.ones_like(start), fun=0.0, message="tired")
+
+    monkeypatch.setattr("scipy.optimize.minimize", stops)
+    with pytest.raises(RuntimeError, match=r"the gradient is still 1 \(tired\)"):
+        nc.ufm_descent(3, 2, 0.01, 0.01)
 
 
 @pytest.mark.parametrize("depth", [3, 4, 6])
