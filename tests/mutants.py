@@ -103,6 +103,12 @@ EQUIVALENT = {
         "2 → (4)",
     ): "how long it may take, which it never does",
     (
+        "training/measure.py",
+        "size = ensemble.n * widths(plan)",
+        "ensemble.n * widths(plan) → (ensemble.n)",
+    ): "by which of two ways to the same numbers it goes",
+    ("training/runs.py", "chosen = {-1}", "1 → (2)"): "any number that is no epoch",
+    (
         "training/runs.py",
         'if self.engine == "loop" and x.dim() == 4 and self._bears_channels_last():',
         "self.engine == \"loop\" → (self.engine != 'loop')",

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import nclib as nc
 from nclib.collapse import CollapseStatistics
-from nclib.networks.models import convnet, mlp
+from nclib.networks.models import convnet, mlp, resnet18
 from nclib.networks.normalisation import calibrate, fold
 from nclib.theory import closed_forms as cf
 from nclib.theory.flow import _Members
@@ -336,3 +336,19 @@ def test_epochs_and_steps_of_a_plan() -> None:
     for batch, steps in ((None, 1), (3, 4), (5, 2), (10, 1), (50, 1)):
         plan = Plan.of(points, mlp((3,)), sgd(epochs=2, batch=batch))
         assert (plan.steps_per_epoch, plan.batch) == (steps, min(batch or 10, 10))
+
+
+def test_a_network_is_alive_until_the_step_at_which_it_diverged() -> None:
+    points = nc.data("gaussians", classes=2, n=24, d=6, seed=1)
+    with pytest.warns(RuntimeWarning, match="1 of 1 networks diverged"):
+        runs = nc.train(points, mlp((8,)), sgd(lr=10, epochs=60, batch=8), measure_every=1)
+    at, last = runs.members.diverged_at[0], len(runs.history) - 1
+    assert last >= 2
+    assert 3 * (last - 1) < at <= 3 * last
+    assert runs.history.status.tolist() == ["ok"] * last + ["diverged"]
+
+
+def test_thin_strided_projections_are_not_laid_out_channels_last() -> None:
+    images = nc.data("digits", n=20, flat=False)
+    for arch, bears in ((resnet18(widths=(4, 4)), False), (resnet18(widths=(16, 16)), True), (convnet((4,)), True)):
+        assert Plan.of(images, arch, sgd(epochs=1))._bears_channels_last() == bears
