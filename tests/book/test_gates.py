@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import os
-import re
-import subprocess
 import sys
 import tomllib
 from collections import Counter
@@ -19,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, run
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -31,10 +29,15 @@ EXTRAS = PROJECT["optional-dependencies"]
 
 def git(*arguments: str) -> str:
     """What git says; without a history there is nothing to compare with."""
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run(["git", *arguments], ROOT)
     if done.returncode:
-        pytest.skip(f"git {arguments[0]}: {done.stderr.strip()}")
+        pytest.skip(f"git {arguments[0]}: {done.stdout.strip()}")
     return done.stdout
+
+
+def code(text: str) -> str:
+    """The code of a chapter."""
+    return "\n".join(cell.source for cell in notebooks.notebook(text).cells if cell.cell_type == "code")
 
 
 def test_the_version_is_the_same_wherever_it_is_told() -> None:
@@ -62,8 +65,7 @@ def sources(folder: str) -> Iterator[tuple[str, str]]:
     for path in (ROOT / folder).rglob("*.py"):
         yield path.name, path.read_text("utf-8")
     for path in notebooks.chapters(ROOT) if folder == "chapters" else []:
-        cells = notebooks.notebook(path.read_text("utf-8")).cells
-        yield path.name, "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+        yield path.name, code(path.read_text("utf-8"))
 
 
 def imported(text: str) -> set[str]:
@@ -142,9 +144,7 @@ def claims(texts: list[str]) -> Claims:
     """The claims in the code of chapters, read and not run."""
     found = Claims(Counter(), {})
     for text in texts:
-        blocks = re.findall(r"^```\{code-cell\}[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-        code = "\n".join(re.sub(r"\A---\n(?s:.*?)^---\n|^[:%].*\n", "", b, flags=re.MULTILINE) for b in blocks)
-        for node in ast.walk(ast.parse(code)):
+        for node in ast.walk(ast.parse(code(text))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "nc.claim" and len(node.args) >= 2:
                 theorem, statement = (ast.unparse(part).strip("'\"") for part in node.args[:2])
                 found.count[theorem] += 1
