@@ -10,6 +10,6 @@ if TYPE_CHECKING:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the parts of the extension (Sphinx calls this)."""
-    for part in ("execution", "verdicts", "package_page", "reader_aids", "website"):
+    for part in ("execution", "verdicts", "package_page", "reader_aids", "website", "mathematics"):
         app.setup_extension(f"{__name__}.{part}")
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -66,11 +66,9 @@ def joined() -> str:
     names = pages()
     articles = [article(name, set(names)) for name in names]
     last = BeautifulSoup((BOOK / f"{names[1]}.html").read_text("utf-8"), "html.parser")
-    head = [tag for tag in last.find_all(["link", "script"]) if _is_needed(tag)]
+    head = last.select('link[rel~="stylesheet"]')
     for tag in head:
-        for key in ("href", "src"):
-            if tag.get(key):
-                tag[key] = _file(names[1], str(tag[key]))
+        tag["href"] = _file(names[1], str(tag["href"]))
     title = notebooks.config()["title"]
     cover = (
         f'<section class="nc-cover"><img alt="" src="{(BOOK / "_static" / "logo.svg").as_uri()}"><h1>{title}</h1>'
@@ -136,12 +134,6 @@ def _heading(found: Tag) -> str:
     return heading.get_text() if heading else ""
 
 
-def _is_needed(tag: Tag) -> bool:
-    if tag.name == "link":
-        return "stylesheet" in (tag.get("rel") or [])
-    return "mathjax" in (str(tag.get("src", "")) + (tag.string or "")).lower()
-
-
 def chromium() -> str | None:
     """The browser's program."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -158,7 +150,6 @@ def write(target: Path = TARGET) -> Path:
         browser = playwright.chromium.launch(executable_path=chromium(), args=QUIET)
         page = browser.new_page(color_scheme="light")
         page.goto(source.as_uri(), wait_until="load", timeout=300_000)  # all the chapters in one page
-        page.evaluate("() => window.MathJax?.startup?.promise")
         page.pdf(
             path=target, prefer_css_page_size=True, print_background=True, outline=True, tagged=True,
             display_header_footer=True, header_template="<span></span>", footer_template=footer,

@@ -106,15 +106,8 @@ def write_not_found(app: Sphinx, error: Exception | None) -> None:
         (Path(app.outdir) / "404.html").write_text(text, "utf-8")
 
 
-#: The parts of MathJax that the pages need.
-MATHJAX = ["core", "input/tex", "output/chtml", "a11y/assistive-mml"]
-
-
 def set_options(_app: Sphinx, config: Config) -> None:
     """The title beside the logo; the repository's buttons appear with its address and not before."""
-    # MathJax by its parts: the usual bundle carries a menu, a third of its weight, that this book does not show.
-    config.mathjax_path = "mathjax/startup.js"
-    config.mathjax3_config = {"loader": {"load": MATHJAX}}
     options = config.html_theme_options
     options["logo"] = {"text": config.html_title}
     published = bool(options.get("repository_url"))
@@ -148,23 +141,22 @@ SEARCH_FROM_DISK = (
 )
 
 
-#: What scrolls sideways must be within reach of the keyboard; which formula does depends on the window.
+#: What scrolls sideways (that depends on the window) must be within reach of the keyboard.  Sections out of view
+#: are not laid out: they are looked at when they come.
 SCROLL_BY_KEY = """
 function reachByKey() {
-  var boxes = 'mjx-container[display="true"], .cell_output, .pst-scrollable-table-container, .highlight pre';
-  document.querySelectorAll(boxes)
-    .forEach(function (box) {
-      if (box.scrollWidth > box.clientWidth) { box.tabIndex = 0; }
-      else if (box.getAttribute('tabindex') === '0') { box.removeAttribute('tabindex'); }
-    });
+  var boxes = 'div.math > mjx-container, .nc-pieces, .cell_output, .pst-scrollable-table-container, .highlight pre';
+  document.querySelectorAll(boxes).forEach(function (box) {
+    if (box.checkVisibility && !box.checkVisibility({ contentVisibilityAuto: true })) { return; }
+    if (box.scrollWidth > box.clientWidth) { box.tabIndex = 0; }
+    else if (box.getAttribute('tabindex') === '0') { box.removeAttribute('tabindex'); }
+  });
 }
-window.addEventListener('load', function () {
-  var ready = window.MathJax && MathJax.startup && MathJax.startup.promise || Promise.resolve();
-  ready.then(reachByKey);
-  window.addEventListener('resize', reachByKey);
-  document.addEventListener('toggle', reachByKey, true);
-  document.addEventListener('click', function () { setTimeout(reachByKey, 50); });
+['load', 'resize'].forEach(function (event) { window.addEventListener(event, reachByKey); });
+['toggle', 'contentvisibilityautostatechange'].forEach(function (event) {
+  document.addEventListener(event, reachByKey, true);
 });
+document.addEventListener('click', function () { setTimeout(reachByKey, 50); });
 """
 
 
@@ -203,7 +195,6 @@ def lighten(app: Sphinx, error: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register everything."""
-    app.set_html_assets_policy("always")  # tables made at the end may hold mathematics on any page
     app.add_js_file(None, body=SEARCH_FROM_DISK, priority=250)
     app.add_js_file(None, body=SCROLL_BY_KEY, priority=900)
     app.connect("config-inited", set_options)

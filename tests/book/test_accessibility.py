@@ -6,7 +6,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from conftest import BOOK
 from playwright.sync_api import Browser, Page
-from test_book import CHAPTERS, PAGES, Reader, check_mathematics, unfold
+from test_book import CHAPTERS, PAGES, Reader, unfold
 
 pytestmark = pytest.mark.usefixtures("built_book")
 
@@ -32,7 +32,6 @@ def test_page_from_disk_is_whole_light_and_accessible(name: str, widths: list[in
         if name in CHAPTERS:
             heaviest = sorted(reader.weights.items(), key=lambda item: -item[1])[:5]
             assert sum(reader.weights.values()) <= 3e6, heaviest
-        check_mathematics(name, page)
         unfold(page)
         # Of each formula its container stays, for the rules on what is named; the thousands of boxes inside go.
         page.evaluate("document.querySelectorAll('mjx-math').forEach(math => math.replaceChildren())")
