@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterable
 from html import escape
@@ -15,6 +16,7 @@ from . import ledger, provenance
 from .ledger import Record, Theorem
 
 _MATH = re.compile(r"\$([^$]+)\$")
+_LABEL = re.compile(r'<span class="nc-label">([^<]*)</span>')
 _TYPESET = r'<span class="math notranslate nohighlight">\\(\1\\)</span>'
 
 
@@ -180,6 +182,61 @@ def verdict_of(shown: Shown, label: str) -> list[nodes.Node]:
     table = claims.table(f"<tbody>{''.join(map(claims.row, records))}</tbody>", f"Claims on {label}")
     folded = f"<summary>The claims, with their numbers</summary>{with_links(shown, table)}"
     return [raw(f'{heading}<details class="nc-evidence">{folded}</details>')]
+
+
+def tell_claims(shown: Shown, cell: nodes.container) -> None:
+    """In a cell's output: its first claim as a sentence, the others folded behind their number.
+
+    A claim that fails is never folded, a check of the code always.
+    """
+    told = [node for node in cell.findall(nodes.raw) if 'class="nc-claim ' in node.astext()]
+    folded = list[str]()
+    for place, node in enumerate(told):
+        text = _LABEL.sub(lambda match: shown.theorem_link(match[1]), _MATH.sub(_TYPESET, node.astext()))
+        if "nc-claim fails" in text or (place == 0 and "check of the code" not in text):
+            node.replace_self(nodes.raw("", text, **node.attributes))
+        else:
+            folded.append(text)
+            node.parent.remove(node)
+    if folded:
+        more = "more " if len(folded) < len(told) else ""
+        count = f"{len(folded)} {more}check{'s' if len(folded) > 1 else ''}"
+        cell += raw(f'<details class="nc-more"><summary>✓ {count}</summary>{"".join(folded)}</details>')
+
+
+def fold_code(cell: nodes.container) -> None:
+    """In a cell's code: what computes stays in view, what draws a figure and what claims is folded.
+
+    A cell claims from the first of its statements that holds a claim on.
+    """
+    output = cell.next_node(nodes.container, descend=False, siblings=True)
+    is_figure = output is not None and next(iter(output.findall(nodes.figure)), None) is not None
+    for block in list(cell.findall(nodes.literal_block)):
+        code = block.astext()
+        start = 0 if is_figure else first_claim(code)
+        if start is None:
+            continue
+        lines = code.splitlines()
+        shown, folded = "\n".join(lines[:start]).rstrip(), "\n".join(lines[start:])
+        name = "Code of the figure" if is_figure else "Code of the claims"
+        parts = [
+            raw(f'<details class="nc-more"><summary>{name}</summary>'),
+            _code(block, folded),
+            raw("</details>"),
+        ]
+        block.parent.replace(block, [_code(block, shown), *parts] if shown else parts)
+
+
+def first_claim(code: str) -> int | None:
+    """The line, from 0, of the first statement of a cell that claims something."""
+    for statement in ast.parse(code).body:
+        if "nc.claim(" in ast.unparse(statement):
+            return statement.lineno - 1
+    return None
+
+
+def _code(block: nodes.literal_block, text: str) -> nodes.literal_block:
+    return nodes.literal_block(text, text, **block.attributes)
 
 
 def with_links(shown: Shown, markup: str) -> str:

@@ -132,10 +132,13 @@ def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         return
     for output in list(doctree.findall(nodes.raw)):
         text = output.astext()
-        if 'class="nc-claims"' in text:
-            output.replace_self(nodes.raw("", page_parts.with_links(shown, text), **output.attributes))
-        elif 'class="dataframe"' in text:  # a header without text is a puzzle to a screen reader
+        if 'class="dataframe"' in text:  # a header without text is a puzzle to a screen reader
             output.replace_self(nodes.raw("", text.replace("<th></th>", "<td></td>"), **output.attributes))
+    for cell in doctree.findall(nodes.container):
+        if "cell_input" in cell["classes"]:
+            page_parts.fold_code(cell)
+        elif "cell_output" in cell["classes"]:
+            page_parts.tell_claims(shown, cell)
     for node in list(doctree.findall(ledger.is_theorem)):
         if mark := page_parts.badge(shown, node["label"]):
             node += mark

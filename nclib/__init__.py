@@ -3,7 +3,7 @@
 Chapters do ``import nclib as nc`` and need nothing else.
 """
 
-from .book.claims import ClaimFailed, chapter, claim, claims_table
+from .book.claims import ClaimFailed, chapter, claim
 from .book.explore import explore_curves, explore_flow, replay
 from .book.plots import confidence_interval, lines, panels
 from .book.results import result
@@ -50,7 +50,6 @@ __all__ = [
     "calibrate",
     "chapter",
     "claim",
-    "claims_table",
     "collapse",
     "confidence_interval",
     "convex_optimum",

@@ -1,6 +1,6 @@
 """Claims: a theorem's prediction against a measurement, checked in public.
 
-A claim shows one row (prediction, measurement, criterion, verdict), writes itself to the chapter's ledger
+A claim shows one sentence (verdict, prediction, measurement, criterion), writes itself to the chapter's ledger
 ``_build/claims/<chapter>.json``, and raises when it does not hold, so that a notebook with a false claim fails.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 #: Under this type a claim stands among the outputs of its notebook.
 MIME = "application/vnd.nclib.claim+json"
 
-#: Of a table of claims; only the book's scoreboard has the last one.
+#: Of a table of claims.
 COLUMNS = (
     "Verdict", "Theorem", "Claim", "Predicted", "Measured", "Criterion", "Seeds: mean and 95% CI", "Scale, device",
 )  # fmt: skip
@@ -163,7 +163,7 @@ def claim(
     )
     _records.append(record)
     _write()
-    _show(_line(record), claims_html([record]), record)
+    _show(_line(record), sentence(record), record)
     if not passed:
         raise ClaimFailed(
             f"{theorem} ({_chapter}): {statement}\n"
@@ -175,26 +175,42 @@ def claim(
         )
 
 
-def claims_table() -> None:
-    """Show every claim of the open chapter so far, one row each.
-
-    Examples
-    --------
-    >>> chapter("00_example")  # doctest: +ELLIPSIS
-    scale ...
-    >>> claim("thm-example", "one is one", predicted=1, measured=1, rtol=1e-12)  # doctest: +ELLIPSIS
-    HOLDS ...
-    >>> claims_table()
-    HOLDS  thm-example: one is one | predicted 1 | measured 1 | relative error 0 ≤ 1e-12 | 1 seed
-    """
-    _show("\n".join(_line(record) for record in _records), claims_html(_records))
+def sentence(record: Record) -> str:
+    """A claim as a paragraph of HTML; the verdict is a word, never a colour alone."""
+    verdict, label, statement, *_, ran = cells(record)
+    elsewhere = "" if ran == f"{scale_name()}, {device_name()}" else f" (Stored result: {ran}.)"
+    return (
+        f'<p class="nc-claim {"holds" if record["passed"] else "fails"}"><strong>{verdict}</strong> '
+        f'<span class="nc-label">{html.escape(label)}</span>: {html.escape(statement, quote=False)}. '
+        f'<span class="nc-numbers">{html.escape(numbers(record) + elsewhere, quote=False)}</span></p>'
+    )
 
 
-def claims_html(records: Sequence[Record]) -> str:
-    """Records as an accessible HTML table; the verdict is a word, never a colour alone."""
-    label = f"Claim: {records[0]['statement']}" if len(records) == 1 else f"{len(records)} claims"
-    rows = "".join(row(record, COLUMNS[:-1]) for record in records)
-    return table(f"<tbody>{rows}</tbody>", label, COLUMNS[:-1])
+def numbers(record: Record) -> str:
+    """What was predicted, what was measured, and by how much they differ, as a sentence."""
+    p, m, seeds = record["predicted"], record["measured"], record["seeds"]
+    behind = f" in {seeds} seeds" if seeds > 1 else ""
+    kind, _, limit = record["tolerance"].partition(" ")
+    if kind not in ("rtol", "atol"):
+        return f"Measured {number(m)}{behind}; must be {record['tolerance']}."
+    if isinstance(m, list) and len(set(np.ravel(p))) == 1 and spread(record):
+        measured = f"measured{spread(record)[1:]}{behind}"
+    elif isinstance(m, list):
+        measured = f"measured {number(m)}, {len(m)} values{behind}"
+    else:
+        measured = f"measured {number(m)}"
+    if record["deviation"] is None:
+        return f"Predicted {number(p)}; {measured}."
+    most = " at most" if isinstance(m, list) else ""
+    found, allowed = _size(record["deviation"], kind), _size(float(limit), kind)
+    return f"Predicted {number(p)}; {measured}; off by{most} {found}, allowed {allowed}."
+
+
+def _size(error: float, kind: str) -> str:
+    """A relative error in per cent where that can be read, any other as it is."""
+    if kind == "rtol" and error >= 1e-6:
+        return f"{100 * error:.{2 if error < 1 else 3}g} %"
+    return f"{error:.2g}"
 
 
 def table(bodies: str, label: str, columns: Sequence[str] = COLUMNS, caption: str = "") -> str:
@@ -221,9 +237,9 @@ def cells(record: Record) -> tuple[str, ...]:
     )
 
 
-def row(record: Record, columns: Sequence[str] = COLUMNS, anchor: str = "") -> str:
-    """A record as a row of a table that has the first of the `COLUMNS`, or all."""
-    body = "".join(f"<td>{html.escape(cell, quote=False)}</td>" for cell in cells(record)[: len(columns)])
+def row(record: Record, anchor: str = "") -> str:
+    """A record as a row of a table that has the `COLUMNS`."""
+    body = "".join(f"<td>{html.escape(cell, quote=False)}</td>" for cell in cells(record))
     return f'<tr class="{"holds" if record["passed"] else "fails"}"{anchor}>{body}</tr>'
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, python, run
+from docutils import nodes
 
-from bookkit import ledger, notebooks, provenance
+from bookkit import ledger, notebooks, page_parts, provenance
+from nclib.book import claims
 
 CHAPTER = """---
 jupytext:
@@ -98,7 +100,8 @@ def test_claims_are_shown_kept_and_never_stale(tmp_path: Path) -> None:
     assert html(book, "scoreboard").count('<tr class="holds"') == 1
     assert "✓ 1 of 1 claim holds" in html(book, "index")
     chapter = html(book, "chapters/01_norm")
-    assert 'href="#thm-equilibrium">Theorem 1.1</a></td>' in chapter
+    assert 'href="#thm-equilibrium">Theorem 1.1</a>: the norm is <span class="math' in chapter
+    assert "<summary>Code of the claims</summary>" in chapter
     assert '<a href="../scoreboard.html#score-thm-equilibrium">✓ 1 of 1 claim holds in this build</a>' in chapter
     assert 'href="../colab/01_norm.ipynb" download' in chapter
     assert re.search(r"scale quick · device \S.* · base seed 0 · executed in \d+ s · on \d{4}-\d\d-\d\d", chapter)
@@ -200,6 +203,54 @@ RECORD = {
     "confidence_interval": [1.99, 2.11],
     "passed": True,
 }
+
+
+class FewTheorems:
+    """A book that knows no theorem."""
+
+    def theorem_link(self, label: str) -> str:
+        return f"<code>{label}</code>"
+
+
+def test_the_first_claim_of_a_cell_is_told_and_the_others_are_folded() -> None:
+    def output(*records: dict[str, object]) -> str:
+        told = [nodes.raw("", claims.sentence(record), format="html") for record in records]
+        cell = nodes.container("", *told, classes=["cell_output"])
+        page_parts.tell_claims(FewTheorems(), cell)  # type: ignore[arg-type]
+        return "".join(node.astext() for node in cell.findall(nodes.raw))
+
+    whole = {**RECORD, "scale": "quick", "device": "cpu"}
+    assert "<details" not in output(whole)
+    shown, _, folded = output({**whole, "statement": "$x$"}, whole, whole).partition("<details")
+    assert r"\(x\)" in shown
+    assert "<summary>✓ 2 more checks</summary>" in folded
+    shown, _, folded = output({**whole, "statement": "check of the code: s"}).partition("<details")
+    assert shown == ""
+    assert "<summary>✓ 1 check</summary>" in folded
+    shown, _, folded = output(whole, {**whole, "passed": False}).partition("<details")
+    assert "✗ fails" in shown
+    assert not folded
+
+
+@pytest.mark.parametrize(
+    ("code", "shown", "figure", "parts"),
+    [
+        ("x = 1\n\nnc.claim(x)\ny = 2", "x = 1", False, ["nc.claim(x)\ny = 2"]),
+        ("x = 1\nfor y in x:\n    nc.claim(x)", "x = 1", False, ["for y in x:\n    nc.claim(x)"]),
+        ("nc.claim(x)", None, False, ["nc.claim(x)"]),
+        ("x = 1\ny = 'nc.claims'", "x = 1\ny = 'nc.claims'", False, []),
+        ("nc.lines(x)", None, True, ["nc.lines(x)"]),
+    ],
+)
+def test_code_that_claims_or_draws_is_folded(code: str, shown: str | None, figure: bool, parts: list[str]) -> None:
+    source = nodes.container("", nodes.literal_block(code, code, language="ipython3"), classes=["cell_input"])
+    output = nodes.container("", *[nodes.figure()] * figure, classes=["cell_output"])
+    nodes.container("", source, output)
+    page_parts.fold_code(source)
+    blocks = [block.astext() for block in source.findall(nodes.literal_block)]
+    assert blocks == ([shown] if shown else []) + parts
+    assert len(list(source.findall(nodes.raw))) == 2 * len(parts)
+    assert all(block["language"] == "ipython3" for block in source.findall(nodes.literal_block))
 
 
 def test_problems_name_the_page() -> None:

@@ -194,12 +194,41 @@ def test_records_are_told_in_words():
     assert claims.number(None) == "not finite"
 
 
-def test_the_table_says_the_verdict_in_words_and_escapes_html():
-    table = claims.claims_html([RECORD, {**RECORD, "passed": False}])
-    assert "✓ holds" in table
-    assert "✗ fails" in table
-    assert table.count("<th scope") == len(claims.COLUMNS) - 1
-    assert table.count("1 &lt; 2 &amp; so on") == 2
+def test_a_sentence_says_the_verdict_in_words_and_escapes_html():
+    told = claims.sentence({**RECORD, "theorem": "a<b"})
+    assert told.startswith('<p class="nc-claim holds"><strong>✓ holds</strong> ')
+    assert '<span class="nc-label">a&lt;b</span>: ' in told
+    assert "1 &lt; 2 &amp; so on. " in told
+    assert claims.sentence({**RECORD, "passed": False}).startswith('<p class="nc-claim fails"><strong>✗ fails<')
+    assert "Stored result" not in told
+    assert " (Stored result: full, cpu.)</span>" in claims.sentence({**RECORD, "scale": "full"})
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({}, "Predicted 2; measured 2.050 ± 0.060 in 2 seeds; off by at most 5 %, allowed 10 %."),
+        (
+            dict(predicted=[2.0, 3.0], measured=[2.0, 2.1, 3.0, 3.1]),
+            "Predicted 2 … 3; measured 2 … 3.1, 4 values in 2 seeds; off by at most 5 %, allowed 10 %.",
+        ),
+        (
+            dict(measured=2.0, seeds=1, confidence_interval=None, deviation=2e-16, tolerance="rtol 1e-12"),
+            "Predicted 2; measured 2; off by 2e-16, allowed 1e-12.",
+        ),
+        (
+            dict(tolerance="atol 0.1"),
+            "Predicted 2; measured 2.050 ± 0.060 in 2 seeds; off by at most 0.05, allowed 0.1.",
+        ),
+        (dict(tolerance="at most 3", predicted="at most 3"), "Measured 2 … 2.1 in 2 seeds; must be at most 3."),
+        (
+            dict(measured=[2.0, None], confidence_interval=[None, None], deviation=None),
+            "Predicted 2; measured 1 of 2 not finite, 2 values in 2 seeds.",
+        ),
+    ],
+)
+def test_numbers_are_told_in_a_sentence(facts, words):
+    assert claims.numbers({**RECORD, **facts}) == words
 
 
 def test_outside_a_notebook_a_claim_prints_one_line(capsys):
