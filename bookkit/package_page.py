@@ -59,7 +59,7 @@ def link_calls(
         if match[1] not in nclib.__all__:
             return match[0]
         target = f"{address}#nclib.{escape(match[1])}"
-        return f'<a class="nc-code" href="{target}">{match[0]}</a>'
+        return f'<a class="nc-code" tabindex="-1" href="{target}">{match[0]}</a>'
 
     context["body"] = _CALL.sub(link, context["body"])
 

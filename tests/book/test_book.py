@@ -214,7 +214,9 @@ def test_links_inside_the_book_lead_somewhere() -> None:
     ids, links = {}, []
     for name in PAGES:
         text = (BOOK / name).read_text("utf-8")
-        ids[name] = set(re.findall(r'\bid="([^"]+)"', text))
+        named = re.findall(r'\bid="([^"]+)"', text)
+        ids[name] = set(named)
+        assert len(named) == len(ids[name]), f"{name} gives one id to several elements"
         found = re.findall(r'<(?:a|link)\b[^>]*\bhref="([^"]+)"', text)
         links += [(name, html.unescape(link).partition("?")[0]) for link in found]
     inside = [(name, link) for name, link in links if not re.match(r"[a-z]+:", link)]
