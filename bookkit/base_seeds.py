@@ -4,23 +4,32 @@ Executes chapters from several base seeds (``NCLIB_SEED``) and prints, for every
 held and which share of its tolerance the worst used; more than three fifths is marked.  A claim that fails stops a
 chapter everywhere else; here it is counted and the chapter goes on, so that one failure does not hide the next.
 Exits 1 when a claim holds from fewer than nine tenths of the base seeds, or a cell fails for another reason.
+
+With ``--longer 2`` every flow and every training goes on to twice its time, with ``--finer 2`` flows take half the
+step: a claim about where training ends must not notice, see `go_on`.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import inspect
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import nbformat
 from nbclient import NotebookClient
 
 from nclib import files
+from nclib.theory import flow as flows
+from nclib.training.runs import _measured
 
 from . import ledger, notebooks
 
@@ -42,6 +51,15 @@ def _counted(claim):
 nc.claim = _counted(nc.claim)
 """
 
+_GO_ON = """\
+import sys
+
+sys.path.append({root!r})
+from bookkit import base_seeds
+
+base_seeds.go_on(nc, {longer}, {finer})
+"""
+
 
 class Outcome(NamedTuple):
     """What one chapter did from one base seed."""
@@ -52,10 +70,49 @@ class Outcome(NamedTuple):
     errors: list[str]  # of cells that failed for another reason than a claim
 
 
-def run(source: Path, seed: int, folder: Path, timeout: int = 1800) -> Outcome:
-    """Execute one chapter from one base seed."""
+def go_on(nc: ModuleType, longer: int, finer: int) -> None:
+    """Let `flow`, `exact_flow` and `train` go on to `longer` times their end, and `flow` in steps of a `finer`-th.
+
+    The times and epochs that a chapter asks to record are recorded as before, and one more at the new end: what it
+    looks up by its time or epoch is where it was, what it reads at the end of a run is from later on.  A learning
+    rate stays, a schedule is stretched.  Loops written out in a chapter, and `step_by_step`, are left alone.
+    """
+
+    def later_flow(follow: Callable[..., Any]) -> Callable[..., Any]:
+        steps = inspect.signature(follow).parameters.get("dt")
+
+        @functools.wraps(follow)
+        def later(*arguments: Any, time: float, records: Any = 40, **options: Any) -> Any:
+            dt = options.get("dt", steps.default) if steps else time / 500
+            if steps:
+                options["dt"] = dt / finer
+            asked = flows._times(records, min(dt, time / 2), time)
+            return follow(*arguments, time=longer * time, records=sorted({*asked, longer * time}), **options)
+
+        return later
+
+    def stable_step(members: Any, state: Any, whole: Any = flows._Members.stable_step) -> Any:
+        return whole(members, state) / finer
+
+    def later_train(data: Any, arch: Any, opt: Any, *, measure_every: Any = None, **options: Any) -> Any:
+        asked, epochs = _measured(measure_every, opt.epochs), longer * opt.epochs
+        plan = opt.schedule if isinstance(opt.schedule, str) else tuple((longer * e, f) for e, f in opt.schedule)
+        return train(
+            data, arch, replace(opt, epochs=epochs, schedule=plan), measure_every=[*asked, epochs], **options
+        )
+
+    train = nc.train
+    flows._Members.stable_step = stable_step  # type: ignore[method-assign]
+    nc.flow, nc.exact_flow, nc.train = later_flow(nc.flow), later_flow(nc.exact_flow), later_train  # type: ignore[attr-defined]
+
+
+def run(source: Path, seed: int, folder: Path, longer: int = 1, finer: int = 1, timeout: int = 3600) -> Outcome:
+    """Execute one chapter from one base seed, perhaps with longer runs and finer steps."""
     made = notebooks.notebook(source.read_text("utf-8"))
-    made.cells.insert(0, nbformat.v4.new_code_cell(_COUNT_FAILURES))
+    first = _COUNT_FAILURES
+    if (longer, finer) != (1, 1):
+        first += _GO_ON.format(root=str(notebooks.ROOT), longer=longer, finer=finer)
+    made.cells.insert(0, nbformat.v4.new_code_cell(first))
     surroundings = {**os.environ, "NCLIB_SEED": str(seed), "NCLIB_CLAIMS": str(folder / str(seed))}
     surroundings |= notebooks.ONE_THREAD
     client = NotebookClient(
@@ -127,6 +184,8 @@ def main() -> int:
     parser.add_argument("chapters", nargs="*", help="their names, or the beginnings of them (default: all)")
     parser.add_argument("--seeds", type=numbers, default=numbers("1-10"), help="e.g. 1-10 or 3,7 (default 1-10)")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--longer", type=int, default=1, help="multiply times and epochs (default 1)")
+    parser.add_argument("--finer", type=int, default=1, help="divide the steps of flows (default 1)")
     options = parser.parse_args()
     named = tuple(Path(name).stem for name in options.chapters) or ("",)
     chosen = [source for source in notebooks.chapters() if source.stem.startswith(named)]
@@ -134,7 +193,8 @@ def main() -> int:
         parser.error(f"no chapter of _toc.yml begins with {' or '.join(named)}")
     folder = notebooks.ROOT / "_build" / "base_seeds"
     with ThreadPoolExecutor(options.jobs) as pool:
-        work = [pool.submit(run, source, seed, folder) for source in chosen for seed in options.seeds]
+        how = folder, options.longer, options.finer
+        work = [pool.submit(run, source, seed, *how) for source in chosen for seed in options.seeds]
         outcomes = []
         for done in work:
             outcome = done.result()
