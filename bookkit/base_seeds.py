@@ -12,11 +12,13 @@ step: a claim about where training ends must not notice, see `go_on`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import inspect
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -25,16 +27,20 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import nbformat
+import pandas as pd
 from nbclient import NotebookClient
 
 from nclib import files
+from nclib.book.results import result, save_result
+from nclib.scale import scale_name
 from nclib.theory import flow as flows
 from nclib.training.runs import _measured
 
-from . import ledger, notebooks
+from . import ledger, notebooks, provenance
 
 ENOUGH = 0.9
 SHARE = 0.6
+NAME = "base_seeds"  # of the stored table
 
 _COUNT_FAILURES = """\
 import nclib as nc
@@ -169,6 +175,45 @@ def report(rows: Iterable[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def code_hash(source: Path) -> str:
+    """Of a chapter's code, whatever the text around it says."""
+    cells = notebooks.notebook(source.read_text("utf-8")).cells
+    return files.fingerprint([cell.source for cell in cells if cell.cell_type == "code"])
+
+
+def keep(source: Path, outcomes: list[Outcome], commit: str, seconds: float, **where: Path) -> None:
+    """Put a chapter into the stored table, in the place of its old rows; those of other chapters stay."""
+    order = [chapter.stem for chapter in notebooks.chapters()]
+    frame, kept = pd.DataFrame(map(summary, table(outcomes))), {}
+    with contextlib.suppress(FileNotFoundError):
+        stored = result(NAME, **where)
+        kept = dict(stored.manifest["config"]["chapters"])
+        others = stored.frame[stored.frame.chapter.isin(order) & (stored.frame.chapter != source.stem)]
+        frame = pd.concat([others, frame])
+    kept[source.stem] = {
+        "seeds": sorted(outcome.seed for outcome in outcomes),
+        "broke_off": sorted(outcome.seed for outcome in outcomes if outcome.errors),
+        "scale": scale_name(),
+        "commit": commit,
+        "day": provenance.day(time.time()),
+        "seconds": round(seconds),
+        "code_sha256": code_hash(source),
+    }
+    chapters = {name: kept[name] for name in order if name in kept}
+    seeds = sorted({seed for facts in chapters.values() for seed in facts["seeds"]})
+    spent = sum(facts["seconds"] for facts in chapters.values())
+    frame = frame.sort_values("chapter", key=lambda names: names.map(order.index), kind="stable")
+    save_result(NAME, frame, {"seeds": seeds, "chapters": chapters}, seconds=spent, **where)
+
+
+def summary(row: dict[str, Any]) -> dict[str, Any]:
+    """A claim's row for the stored table: of what every base seed found, the ends."""
+    found = [d for d in row["deviations"] if d is not None] or [float("nan")]
+    same = {key: row[key] for key in ("chapter", "theorem", "statement", "tolerance", "held", "of")}
+    failed = " ".join(map(str, row["failed_from"])) or "none"
+    return same | {"failed_from": failed, "least": min(found), "most": max(found), "share": share(row)}
+
+
 def numbers(text: str) -> list[int]:
     """``1-3,7`` as [1, 2, 3, 7]."""
     found: list[int] = []
@@ -186,23 +231,29 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--longer", type=int, default=1, help="multiply times and epochs (default 1)")
     parser.add_argument("--finer", type=int, default=1, help="divide the steps of flows (default 1)")
+    parser.add_argument("--keep", action="store_true", help="put the rows into the table that the book shows")
     options = parser.parse_args()
     named = tuple(Path(name).stem for name in options.chapters) or ("",)
     chosen = [source for source in notebooks.chapters() if source.stem.startswith(named)]
     if not chosen:
         parser.error(f"no chapter of _toc.yml begins with {' or '.join(named)}")
-    folder = notebooks.ROOT / "_build" / "base_seeds"
+    folder, began = notebooks.ROOT / "_build" / NAME, time.monotonic()
+    how = folder, options.longer, options.finer
+    commit = provenance.commit(notebooks.ROOT, "nclib", "chapters")
     with ThreadPoolExecutor(options.jobs) as pool:
-        how = folder, options.longer, options.finer
-        work = [pool.submit(run, source, seed, *how) for source in chosen for seed in options.seeds]
+        work = {source: [pool.submit(run, source, seed, *how) for seed in options.seeds] for source in chosen}
         outcomes = []
-        for done in work:
-            outcome = done.result()
-            outcomes.append(outcome)
-            held = sum(record["passed"] for record in outcome.records)
-            print(f"{outcome.chapter} from {outcome.seed}: {held} of {len(outcome.records)} hold", flush=True)
-            for error in outcome.errors:
-                print(f"   {error}", flush=True)
+        for source, runs in work.items():
+            for done in runs:
+                outcome = done.result()
+                outcomes.append(outcome)
+                held = sum(record["passed"] for record in outcome.records)
+                print(f"{outcome.chapter} from {outcome.seed}: {held} of {len(outcome.records)} hold", flush=True)
+                for error in outcome.errors:
+                    print(f"   {error}", flush=True)
+            if options.keep and (options.longer, options.finer) == (1, 1):
+                keep(source, outcomes[-len(runs) :], commit, time.monotonic() - began)
+            began = time.monotonic()
     rows = table(outcomes)
     print("\n" + report(rows))
     files.write(folder / "table.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 import nclib as nc
-from bookkit import base_seeds
+from bookkit import base_seeds, how_often, notebooks
+from nclib.book.results import result
 from nclib.theory import flow as flows
 
 ROW = {"chapter": "01_a", "theorem": "thm-a", "statement": "s", "failed_from": [], "held": 2, "of": 2}
@@ -84,3 +87,85 @@ def test_a_longer_training_keeps_its_epochs_and_stretches_its_schedule(twice: Si
     whole = nc.sgd(lr=0.1, epochs=12, schedule=((6, 0.1),))
     expected = nc.train(POINTS["problem"], nc.mlp(widths=(4,)), whole, measure_every=[2], progress=False)
     assert runs.final.loss[0] == expected.final.loss[0]
+
+
+# ------------------------------------------------------------------------------- the table that the book shows
+
+
+def outcome(chapter: str, seed: int, *deviations: float, errors: tuple[str, ...] = ()) -> base_seeds.Outcome:
+    """A chapter of so many claims, each with the tolerance .1."""
+    records = [
+        {"chapter": chapter, "theorem": "thm-a", "statement": f"claim {i}", "tolerance": "rtol 0.1",
+         "deviation": deviation, "passed": deviation <= 0.1}
+        for i, deviation in enumerate(deviations)
+    ]  # fmt: skip
+    return base_seeds.Outcome(chapter, seed, records, list(errors))
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    """The second chapter run first, then the first, then the second again from other base seeds."""
+    first, second = notebooks.chapters()[:2]
+    for source, outcomes in (
+        (second, [outcome(second.stem, 9, 0.5, 0.5)]),
+        (first, [outcome(first.stem, 1, 0.02), outcome(first.stem, 2, 0.05), outcome(first.stem, 3, 0.01)]),
+        (second, [outcome(second.stem, 4, 0.2, 0.07), outcome(second.stem, 5, 0.03, 0.09, errors=("E: e",))]),
+    ):
+        base_seeds.keep(source, outcomes, "abc", 60.0, folder=tmp_path)
+    return tmp_path
+
+
+def test_chapters_run_one_by_one_make_one_table(kept: Path) -> None:
+    stored = result("base_seeds", folder=kept)
+    first, second = (source.stem for source in notebooks.chapters()[:2])
+    assert stored.frame.chapter.tolist() == [first, second, second]
+    assert stored.frame.held.tolist() == [3, 1, 2]
+    assert stored.frame.failed_from.tolist() == ["none", "4", "none"]
+    np.testing.assert_allclose(stored.frame.share, [0.5, 2.0, 0.9])
+    config = stored.manifest["config"]
+    assert config["seeds"] == [1, 2, 3, 4, 5]
+    assert list(config["chapters"]) == [first, second]
+    assert config["chapters"][second]["broke_off"] == [5]
+    assert stored.manifest["seconds"] == 120
+
+
+def test_the_page_shows_the_worst_first_and_only_what_is_claimed_now(kept: Path) -> None:
+    frame = result("base_seeds", folder=kept).frame
+    first, second = (source.stem for source in notebooks.chapters()[:2])
+    made = {(first, "thm-a", "claim 0"), (second, "thm-a", "claim 1"), (second, "thm-a", "a new one")}
+    held, gone, missing = how_often.compare(frame, made)
+    assert held.statement.tolist() == ["claim 1", "claim 0"]
+    assert (gone, missing) == (1, [(second, "thm-a", "a new one")])
+    row = how_often.row(frame.to_dict("records")[1])
+    assert row.startswith('<tr class="fails"><td>1 of 2</td><td>thm-a</td><td>claim 0</td><td>rtol 0.1</td>')
+    assert row.endswith("<td>0.2</td><td>200%</td></tr>")
+
+
+def test_the_page_counts_whole_chapters_and_sees_that_code_has_changed(kept: Path) -> None:
+    stored = result("base_seeds", folder=kept)
+    for facts, name in zip(stored.manifest["config"]["chapters"].values(), ("same", "other"), strict=True):
+        facts["code_sha256"] = facts["code_sha256"] if name == "same" else name
+    lines = how_often.by_chapter(stored, stored.frame, {}, ROOT).split("<tr>")
+    assert "<td>1</td><td>3 (quick)</td><td>3</td>" in lines[-2]
+    assert "commit abc</td><td>unchanged</td>" in lines[-2]
+    assert "<td>2</td><td>2 (quick)</td><td>0</td>" in lines[-1]  # one claim failed, one run broke off
+    assert "<td>changed</td>" in lines[-1]
+
+
+def test_the_stored_table_was_made_by_code_that_is_in_a_commit() -> None:
+    stored = result("base_seeds")
+    for name, facts in stored.manifest["config"]["chapters"].items():
+        assert facts["commit"], name
+        assert "with changes" not in facts["commit"], name
+        rows = stored.frame[stored.frame.chapter == name]
+        assert len(rows)
+        assert (rows.of <= len(facts["seeds"])).all()
+
+
+def test_a_chapters_hash_is_that_of_its_code(tmp_path: Path) -> None:
+    source = notebooks.chapters()[0]
+    text, other = source.read_text("utf-8"), tmp_path / "other.md"
+    other.write_text(text + "\nMore words.\n", "utf-8")
+    assert base_seeds.code_hash(other) == base_seeds.code_hash(source)
+    other.write_text(text.replace("nc.seeds(5)", "nc.seeds(6)"), "utf-8")
+    assert base_seeds.code_hash(other) != base_seeds.code_hash(source)
