@@ -6,7 +6,8 @@ chapter everywhere else; here it is counted and the chapter goes on, so that one
 Exits 1 when a claim holds from fewer than nine tenths of the base seeds, or a cell fails for another reason.
 
 With ``--longer 2`` every flow and every training goes on to twice its time, with ``--finer 2`` flows take half the
-step: a claim about where training ends must not notice, see `go_on`.
+step: a claim about where training ends must not notice, see `go_on`.  One that tells of a time may fail then, and
+is listed with a ``t`` in front.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import functools
 import inspect
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -40,6 +42,8 @@ from . import ledger, notebooks, provenance
 
 ENOUGH = 0.9
 SHARE = 0.6
+#: A statement with one of these words tells of a time, and may change where runs are longer.
+OF_A_TIME = re.compile(r"\bt = |\b(dt|times?|steps?|epochs?|rates?|early|integral)\b")
 NAME = "base_seeds"  # of the stored table
 
 _COUNT_FAILURES = """\
@@ -81,7 +85,8 @@ def go_on(nc: ModuleType, longer: int, finer: int) -> None:
 
     The times and epochs that a chapter asks to record are recorded as before, and one more at the new end: what it
     looks up by its time or epoch is where it was, what it reads at the end of a run is from later on.  A learning
-    rate stays, a schedule is stretched.  Loops written out in a chapter, and `step_by_step`, are left alone.
+    rate stays, a schedule is stretched.  Left alone are loops written out in a chapter, `step_by_step`, and what
+    keeps snapshots, whose epochs the chapter knows by number.
     """
 
     def later_flow(follow: Callable[..., Any]) -> Callable[..., Any]:
@@ -92,6 +97,8 @@ def go_on(nc: ModuleType, longer: int, finer: int) -> None:
             dt = options.get("dt", steps.default) if steps else time / 500
             if steps:
                 options["dt"] = dt / finer
+            else:
+                options["max_evaluations"] = longer * options.get("max_evaluations", 20_000)
             asked = flows._times(records, min(dt, time / 2), time)
             return follow(*arguments, time=longer * time, records=sorted({*asked, longer * time}), **options)
 
@@ -101,6 +108,8 @@ def go_on(nc: ModuleType, longer: int, finer: int) -> None:
         return whole(members, state) / finer
 
     def later_train(data: Any, arch: Any, opt: Any, *, measure_every: Any = None, **options: Any) -> Any:
+        if options.get("snapshots"):
+            return train(data, arch, opt, measure_every=measure_every, **options)
         asked, epochs = _measured(measure_every, opt.epochs), longer * opt.epochs
         plan = opt.schedule if isinstance(opt.schedule, str) else tuple((longer * e, f) for e, f in opt.schedule)
         return train(
@@ -157,7 +166,7 @@ def share(row: dict[str, Any]) -> float | None:
     return max(row["deviations"]) / float(limit)
 
 
-def report(rows: Iterable[dict[str, Any]]) -> str:
+def report(rows: Iterable[dict[str, Any]], longer: int = 1) -> str:
     """The table as text: ``!`` and ``!!`` mark claims that did not always hold, ``~`` those near their limit."""
     lines = []
     for row in rows:
@@ -167,6 +176,7 @@ def report(rows: Iterable[dict[str, Any]]) -> str:
         used = f", {part:.0%} of it used" if part is not None else ""
         near = "~ " if part is not None and part > SHARE else "  "
         mark = near if row["held"] == row["of"] else "! " if row["held"] >= ENOUGH * row["of"] else "!!"
+        mark = "t " if mark == "!!" and excused(row, longer) else mark
         lost = f" (not from {', '.join(map(str, row['failed_from']))})" if row["failed_from"] else ""
         lines.append(
             f"{mark} {row['held']:2d}/{row['of']}  {row['chapter'][:2]} {row['theorem']}: {row['statement']}"
@@ -214,6 +224,11 @@ def summary(row: dict[str, Any]) -> dict[str, Any]:
     return same | {"failed_from": failed, "least": min(found), "most": max(found), "share": share(row)}
 
 
+def excused(row: dict[str, Any], longer: int) -> bool:
+    """Whether a claim may fail, because it tells of a time and runs are longer than it says."""
+    return longer > 1 and bool(OF_A_TIME.search(row["statement"]))
+
+
 def numbers(text: str) -> list[int]:
     """``1-3,7`` as [1, 2, 3, 7]."""
     found: list[int] = []
@@ -255,9 +270,9 @@ def main() -> int:
                 keep(source, outcomes[-len(runs) :], commit, time.monotonic() - began)
             began = time.monotonic()
     rows = table(outcomes)
-    print("\n" + report(rows))
+    print("\n" + report(rows, options.longer))
     files.write(folder / "table.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-    short = [row for row in rows if row["held"] < ENOUGH * row["of"]]
+    short = [row for row in rows if row["held"] < ENOUGH * row["of"] and not excused(row, options.longer)]
     broken = [outcome for outcome in outcomes if outcome.errors]
     print(f"\n{len(rows)} claims, {len(short)} below nine tenths; {len(broken)} of {len(outcomes)} runs broke off")
     return int(bool(short or broken))

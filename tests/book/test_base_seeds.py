@@ -45,6 +45,22 @@ def test_a_claim_that_failed_is_marked_and_says_from_which_seeds() -> None:
     assert "200% of it used] (not from 7)" in base_seeds.report([row])
 
 
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        ("at t = 2.5 every δ has decayed", True),
+        ("the change is 2L ∫(μ − ρM)dt", True),
+        ("a factor 4 in ρ₀ adds to the escape time", True),
+        ("at the end both layers have the same norm", False),
+        ("the greatest distance", False),
+    ],
+)
+def test_where_runs_are_longer_a_claim_that_tells_of_a_time_is_excused(statement: str, told: bool) -> None:
+    row = {**ROW, "statement": statement, "held": 0, "tolerance": "rtol 0.01", "deviations": [0.02, 0.02]}
+    assert base_seeds.report([row]).startswith("!!")
+    assert base_seeds.report([row], longer=2).startswith("t " if told else "!!")
+
+
 @pytest.fixture
 def twice(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The calls of `nclib` as a chapter finds them where runs are longer and steps finer."""
@@ -87,6 +103,8 @@ def test_a_longer_training_keeps_its_epochs_and_stretches_its_schedule(twice: Si
     whole = nc.sgd(lr=0.1, epochs=12, schedule=((6, 0.1),))
     expected = nc.train(POINTS["problem"], nc.mlp(widths=(4,)), whole, measure_every=[2], progress=False)
     assert runs.final.loss[0] == expected.final.loss[0]
+    known = twice.train(POINTS["problem"], nc.mlp(widths=(4,)), opt, snapshots=True, progress=False)
+    assert known.history.epoch.max() == 6
 
 
 # ------------------------------------------------------------------------------- the table that the book shows
