@@ -43,7 +43,7 @@ from . import ledger, notebooks, provenance
 ENOUGH = 0.9
 SHARE = 0.6
 #: A statement with one of these words tells of a time, and may change where runs are longer.
-OF_A_TIME = re.compile(r"\bt = |\b(dt|times?|steps?|epochs?|rates?|early|integral)\b")
+OF_A_TIME = re.compile(r"t = |\b(dt|times?|steps?|epochs?|rates?|early|integral|curve)\b")
 NAME = "base_seeds"  # of the stored table
 
 _COUNT_FAILURES = """\

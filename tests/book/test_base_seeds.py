@@ -48,6 +48,7 @@ def test_a_claim_that_failed_is_marked_and_says_from_which_seeds() -> None:
 @pytest.mark.parametrize(
     ("statement", "told"),
     [
+        ("ρ at λt = 0.1 is on it", True),
         ("at t = 2.5 every δ has decayed", True),
         ("the change is 2L ∫(μ − ρM)dt", True),
         ("a factor 4 in ρ₀ adds to the escape time", True),
