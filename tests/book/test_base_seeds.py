@@ -188,3 +188,26 @@ def test_a_chapters_hash_is_that_of_its_code(tmp_path: Path) -> None:
     assert base_seeds.code_hash(other) == base_seeds.code_hash(source)
     other.write_text(text.replace("nc.seeds(5)", "nc.seeds(6)"), "utf-8")
     assert base_seeds.code_hash(other) != base_seeds.code_hash(source)
+
+
+def test_the_whole_page(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = notebooks.chapters()[0].stem
+    records = [("chapters/" + first, {"chapter": first, "theorem": "thm-a", "statement": "claim 0"})]
+    shown: Any = SimpleNamespace(
+        book=SimpleNamespace(records=lambda: iter(records)),
+        pages=["chapters/" + first],
+        chapter_title=lambda name: f"1. {name}",
+        app=SimpleNamespace(srcdir=str(ROOT)),
+        where={"thm-a": "chapters/" + first},
+        theorem_link=lambda label: f"<a>{label}</a>",
+    )
+    monkeypatch.setattr(how_often, "result", lambda name: result(name, folder=kept))
+    (page,) = how_often.how_often(shown)
+    text = page.astext()
+    assert "1 of 1 claims held from every base seed · 0 used more than 60% of a tolerance · 5 base seeds" in text
+    assert "no longer claims them in these words: 2 rows" in text
+    assert f"<td>1. chapters/{first}</td><td>1</td><td>3 (quick)</td><td>3</td>" in text
+    assert "<td>3 of 3</td><td><a>thm-a</a></td><td>claim 0</td><td>rtol 0.1</td><td>0.05</td><td>50%</td>" in text
+    monkeypatch.setattr(how_often, "result", lambda name: result(name, folder=kept / "nothing"))
+    (page,) = how_often.how_often(shown)
+    assert "No run of" in page.astext()
