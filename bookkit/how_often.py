@@ -29,13 +29,15 @@ def how_often(shown: page_parts.Shown) -> list[nodes.Node]:
         return [page_parts.raw('<p class="nc-summary unchecked">No run of <code>make seeds</code> is kept.</p>')]
     made = {(r["chapter"], r["theorem"], r["statement"]) for _, r in shown.book.records()}
     held, gone, missing = compare(stored.frame, made)
-    titles = {name.rpartition("/")[2]: shown.chapter_title(name) for name in shown.pages}
+    chapters = {chapter for chapter, _, _ in made}
+    titles = {n.rpartition("/")[2]: shown.chapter_title(n) for n in shown.pages if n.rpartition("/")[2] in chapters}
     parts = [summary(stored, held), by_chapter(stored, held, titles, Path(shown.app.srcdir))]
     if gone:
         parts.append(f"<p>Left out, because the book no longer claims them in these words: {gone} rows.</p>")
-    if missing:
-        told = "".join(f"<li>{escape(chapter[:2])}: {escape(words)}</li>" for chapter, _, words in missing)
-        parts.append(f"<p>Claimed since, and not yet tried from other base seeds:</p><ul>{told}</ul>")
+    told = [f"{titles[c]}: {words}" for c, _, words in missing if c in stored.manifest["config"]["chapters"]]
+    if told:
+        items = "".join(f"<li>{page_parts.with_math(words)}</li>" for words in told)
+        parts.append(f"<p>Claimed since, and not yet tried from other base seeds:</p><ul>{items}</ul>")
     rows = "".join(map(row, held.to_dict("records")))
     table = claims.table(f"<tbody>{rows}</tbody>", "How often each claim held", COLUMNS)
     return [page_parts.raw("".join(parts) + page_parts.with_links(shown, table))]
@@ -66,8 +68,12 @@ def summary(stored: Result, held: pd.DataFrame) -> str:
 
 def by_chapter(stored: Result, held: pd.DataFrame, titles: dict[str, str], root: Path) -> str:
     """A line a chapter: claims, base seeds, from how many the whole of it held, when and by which code."""
-    lines = []
-    for chapter, facts in stored.manifest["config"]["chapters"].items():
+    lines, run = [], stored.manifest["config"]["chapters"]
+    for chapter in dict.fromkeys([*titles, *run]):
+        if chapter not in run:
+            lines.append(f"<tr><td>{escape(titles[chapter])}</td>{'<td>not run</td>' * (len(BY_CHAPTER) - 1)}</tr>")
+            continue
+        facts = run[chapter]
         source = root / "chapters" / f"{chapter}.md"
         same = source.exists() and base_seeds.code_hash(source) == facts["code_sha256"]
         rows = stored.frame[stored.frame.chapter == chapter]

@@ -202,8 +202,15 @@ def test_the_whole_page(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         theorem_link=lambda label: f"<a>{label}</a>",
     )
     monkeypatch.setattr(how_often, "result", lambda name: result(name, folder=kept))
+    second = notebooks.chapters()[2].stem
+    records += [("chapters/" + first, {**records[0][1], "statement": "a new $x$"})]
+    records += [("chapters/" + second, {**records[0][1], "chapter": second})]
+    shown.pages.append("chapters/" + second)
     (page,) = how_often.how_often(shown)
     text = page.astext()
+    assert f"<li>1. chapters/{first}: a new <span" in text
+    assert f"<td>1. chapters/{second}</td><td>not run</td>" in text
+    assert text.count("<li>") == 1
     assert "1 of 1 claims held from every base seed · 0 used more than 60% of a tolerance · 5 base seeds" in text
     assert "no longer claims them in these words: 2 rows" in text
     assert f"<td>1. chapters/{first}</td><td>1</td><td>3 (quick)</td><td>3</td>" in text
