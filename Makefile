@@ -84,8 +84,8 @@ lint: dev  ## Check style and types
 full: install  ## Compute the stored results of chapter 8 (a GPU; ARGS="--size cpu --jobs 2" for two cores)
 	@$(BIN)/python results/remake.py $(ARGS)
 
-seeds: install  ## Run every chapter from ten other base seeds; how often does each claim hold?
-	@$(BIN)/python -m bookkit.base_seeds
+seeds: install  ## How often does each claim hold? Ten base seeds, kept (ARGS="02 --seeds 1-20", "--longer 2 --finer 2")
+	@$(BIN)/python -m bookkit.base_seeds --keep --jobs $(JOBS) $(ARGS)
 
 bench: install  ## Time nclib beside baselines; set NCLIB_DATA to use real images
 	@mkdir -p _build && $(BIN)/python -m benchmarks --json _build/benchmarks.json

@@ -34,8 +34,8 @@ def fingerprint(root: Path) -> str:
     return digest.hexdigest()
 
 
-def commit(root: Path) -> str:
-    """Short hash of the commit that is checked out, marked when files differ from it; empty without git."""
+def commit(root: Path, *places: str) -> str:
+    """Short hash of the commit that is checked out, marked when files (in `places`) differ; empty without git."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
@@ -44,7 +44,7 @@ def commit(root: Path) -> str:
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
             return ""
-        changed = git("status", "--porcelain", "--untracked-files=no")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *places)
         return git("rev-parse", "--short=10", "HEAD") + (" with changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -20,7 +20,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from . import execution, ledger, page_parts, provenance
+from . import execution, how_often, ledger, page_parts, provenance
 
 LOGGER = logging.getLogger(__name__)
 
@@ -52,6 +52,13 @@ class FromChapter(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         return [Placeholder(shows="from-chapter", label=self.arguments[0])]
+
+
+class HowOften(SphinxDirective):
+    """``{how-often}``: from how many base seeds each claim held, when `make seeds` last ran."""
+
+    def run(self) -> list[nodes.Node]:
+        return [Placeholder(shows="how-often")]
 
 
 class TheoremMap(SphinxDirective):
@@ -125,7 +132,11 @@ def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
                 LOGGER.warning("{verdict}: '%s' is no theorem of the book", place["label"], location=docname)
             place.replace_self(page_parts.verdict_of(shown, place["label"]))
         else:
-            makers = {"scoreboard": page_parts.scoreboard, "theorem-map": page_parts.theorem_map}
+            makers = {
+                "scoreboard": page_parts.scoreboard,
+                "theorem-map": page_parts.theorem_map,
+                "how-often": how_often.how_often,
+            }
             place.replace_self(makers[place["shows"]](shown))
     page = book.pages.get(docname)
     if page is None or not page.is_notebook:
@@ -210,6 +221,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("verdict", Verdict)
     app.add_directive("from-chapter", FromChapter)
     app.add_directive("theorem-map", TheoremMap)
+    app.add_directive("how-often", HowOften)
     app.connect("env-get-outdated", outdated)
     app.connect("source-read", forget)
     app.connect("env-purge-doc", purge)
