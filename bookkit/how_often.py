@@ -39,7 +39,7 @@ def how_often(shown: page_parts.Shown) -> list[nodes.Node]:
         items = "".join(f"<li>{page_parts.with_math(words)}</li>" for words in told)
         parts.append(f"<p>Claimed since, and not yet tried from other base seeds:</p><ul>{items}</ul>")
     rows = "".join(map(row, held.to_dict("records")))
-    table = claims.table(f"<tbody>{rows}</tbody>", "How often each claim held", COLUMNS)
+    table = page_parts.table(rows, "How often each claim held", COLUMNS)
     return [page_parts.raw("".join(parts) + page_parts.with_links(shown, table))]
 
 
@@ -85,16 +85,17 @@ def by_chapter(stored: Result, held: pd.DataFrame, titles: dict[str, str], root:
             f"{facts['day']}, commit {facts['commit']}", "unchanged" if same else "changed",
         )  # fmt: skip
         lines.append("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>")
-    return claims.table(f"<tbody>{''.join(lines)}</tbody>", "Base seeds by chapter", BY_CHAPTER)
+    return page_parts.table("".join(lines), "Base seeds by chapter", BY_CHAPTER)
 
 
 def row(found: dict[str, Any]) -> str:
     """One claim in words."""
     least, most = (claims.number(found[name]) for name in ("least", "most"))
+    label = f'<span class="nc-label">{escape(found["theorem"])}</span>'
     cells = (
-        f"{found['held']} of {found['of']}", found["theorem"], found["statement"], found["tolerance"],
+        f"{found['held']} of {found['of']}", label, escape(found["statement"], quote=False), found["tolerance"],
         most if least == most or pd.notna(found["share"]) else f"{least} … {most}",
         "" if pd.isna(found["share"]) else f"{found['share']:.0%}",
     )  # fmt: skip
-    body = "".join(f"<td>{escape(cell, quote=False)}</td>" for cell in cells)
+    body = "".join(f"<td>{cell}</td>" for cell in cells)
     return f'<tr class="{"holds" if found["held"] == found["of"] else "fails"}">{body}</tr>'

@@ -41,7 +41,7 @@ class Page:
     records: list[Record] = field(default_factory=list)
     title: str = ""
     is_notebook: bool = False
-    shows: set[str] = field(default_factory=set)  # what stands on it: scoreboard, theorem-map
+    shows: set[str] = field(default_factory=set)  # what stands on it: theorem-map, verdict thm-name, …
 
 
 @dataclass

@@ -1,10 +1,10 @@
-"""HTML that the extension puts into pages: scoreboard, map of the theorems, and the facts of a chapter."""
+"""HTML that the extension puts into pages: verdicts, map of the theorems, and the facts of a chapter."""
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from docutils import nodes
@@ -61,10 +61,10 @@ class Shown:
         title = self.book.pages[docname].title
         return f"{'.'.join(map(str, number))}. {title}" if number else title
 
-    def scoreboard_link(self, label: str) -> str:
-        """Address of a theorem's first row on the scoreboard; empty when the book has none."""
-        pages = [name for name, page in self.book.pages.items() if "scoreboard" in page.shows]
-        return self.link(pages[0], f"score-{label}") if pages else ""
+    def verdict_link(self, label: str) -> str:
+        """Address of what was found of a theorem, with all its claims; empty when no page tells it."""
+        pages = [name for name, page in self.book.pages.items() if f"verdict {label}" in page.shows]
+        return self.link(pages[0], f"verdict-{label}") if pages else ""
 
 
 def _in_order(app: Sphinx) -> list[str]:
@@ -152,36 +152,52 @@ def _values(name: str, records: list[Record]) -> list[str]:
     return [f"{name.replace('_', ' ')} {', '.join(found)}"] if found else []
 
 
-def scoreboard(shown: Shown) -> list[nodes.Node]:
-    """Every claim of the book in one table, grouped by chapter."""
-    bodies, seen = [], set[str]()
-    for docname in shown.pages:
-        rows = []
-        for record in shown.book.pages[docname].records:
-            label = record["theorem"]
-            rows.append(claims.row(record, anchor="" if label in seen else f' id="score-{escape(label)}"'))
-            seen.add(label)
-        if rows:
-            title = escape(shown.chapter_title(docname))
-            group = f'<th scope="rowgroup" colspan="{len(claims.COLUMNS)}">{title}</th>'
-            bodies.append(f'<tbody><tr class="nc-group">{group}</tr>{"".join(rows)}</tbody>')
-    caption = "<caption>Every claim that this build checked</caption>"
-    table = claims.table("".join(bodies), "Scoreboard", caption=caption)
-    return [raw(summary(shown) + with_links(shown, table))]
-
-
-def verdict_of(shown: Shown, label: str) -> list[nodes.Node]:
-    """A theorem by name, its verdict, and the claims that checked it, folded."""
+def verdict_of(shown: Shown, label: str, assumes: str) -> list[nodes.Node]:
+    """A theorem by name, its verdict, what it assumes, and the claims that checked it, folded."""
     theorem, records = shown.theorem(label), shown.book.of(label)
     kind, words = verdict(records)
     title = title_html(theorem) if theorem else ""
     heading = (
-        f'<p class="nc-verdict-head">{shown.theorem_link(label)} <span>{title}</span> '
+        f'<p class="nc-verdict-head" id="verdict-{escape(label)}">{shown.theorem_link(label)} <span>{title}</span> '
         f'<span class="nc-badge {kind}">{words}</span></p>'
     )
-    table = claims.table(f"<tbody>{''.join(map(claims.row, records))}</tbody>", f"Claims on {label}")
-    folded = f"<summary>The claims, with their numbers</summary>{with_links(shown, table)}"
-    return [raw(f'{heading}<details class="nc-evidence">{folded}</details>')]
+    if assumes:
+        heading += f'<p class="nc-assumes">{with_math(assumptions(assumes))}</p>'
+    told = "".join(with_share(record, with_links(shown, claims.sentence(record))) for record in records)
+    checks = f"{len(records)} check{'' if len(records) == 1 else 's'}, with the numbers"
+    return [raw(f'{heading}<details class="nc-more"><summary>{checks}</summary>{told}</details>')]
+
+
+#: What a line of assumptions says, in this order.
+ASSUMED = ("kind", "network", "λ", "normalisation", "training", "data")
+
+
+def assumptions(line: str) -> str:
+    """``identity | ReLU | any | none | …`` with names; what a theorem does not depend on is left out."""
+    named = zip(ASSUMED, (part.strip() for part in line.split("|")), strict=True)
+    return " · ".join(f"{name}: {what}" for name, what in named if what not in ("any", "none"))
+
+
+def with_share(record: Record, markup: str) -> str:
+    """A claim's sentence with the share of its tolerance that it used, by which the page sorts."""
+    kind, _, limit = record["tolerance"].partition(" ")
+    if kind not in ("rtol", "atol") or not float(limit) or record["deviation"] is None:
+        return markup
+    return markup.replace("<p ", f'<p data-share="{record["deviation"] / float(limit):.3g}" ', 1)
+
+
+def find_claims(shown: Shown) -> list[nodes.Node]:
+    """A line of numbers for the whole book, and the form by which a page of verdicts is searched and sorted."""
+    script = f"{'../' * shown.docname.count('/')}_static/verdicts.js"
+    form = (
+        '<form class="nc-find" hidden><label>Find <input type="search" placeholder="a word"></label>'
+        '<label>chapter <select name="chapter"><option value="">all</option></select></label>'
+        '<label>verdict <select name="verdict"><option value="">all</option><option>holds</option>'
+        "<option>fails</option></select></label>"
+        '<label><input type="checkbox" name="sort"> nearest to their tolerance first</label>'
+        f'<output role="status"></output></form><script defer src="{script}"></script>'
+    )
+    return [raw(summary(shown) + form)]
 
 
 def tell_claims(shown: Shown, cell: nodes.container) -> None:
@@ -192,7 +208,7 @@ def tell_claims(shown: Shown, cell: nodes.container) -> None:
     told = [node for node in cell.findall(nodes.raw) if 'class="nc-claim ' in node.astext()]
     folded = list[str]()
     for place, node in enumerate(told):
-        text = _LABEL.sub(lambda match: shown.theorem_link(match[1]), _MATH.sub(_TYPESET, node.astext()))
+        text = with_links(shown, node.astext())
         if "nc-claim fails" in text or (place == 0 and "check of the code" not in text):
             node.replace_self(nodes.raw("", text, **node.attributes))
         else:
@@ -240,15 +256,17 @@ def _code(block: nodes.literal_block, text: str) -> nodes.literal_block:
 
 
 def with_links(shown: Shown, markup: str) -> str:
-    """A table of claims, its labels turned into links and its ``$…$`` set."""
+    """Claims, their labels turned into links and their ``$…$`` set."""
+    return _LABEL.sub(lambda match: shown.theorem_link(match[1]), _MATH.sub(_TYPESET, markup))
 
-    def cell(match: re.Match[str]) -> str:
-        text = match[1]
-        if text in shown.where:
-            return f"<td>{shown.theorem_link(text)}</td>"
-        return f"<td>{_MATH.sub(_TYPESET, text)}</td>"
 
-    return re.sub(r"<td>([^<]*)</td>", cell, markup)
+def table(rows: str, label: str, columns: Sequence[str]) -> str:
+    """Rows in a box that scrolls by keyboard, with a label for screen readers."""
+    head = "".join(f'<th scope="col">{title}</th>' for title in columns)
+    return (
+        f'<div class="nc-claims-box" tabindex="0" role="region" aria-label="{escape(label)}">'
+        f'<table class="nc-claims"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
 
 
 def badge(shown: Shown, label: str) -> nodes.raw | None:
@@ -257,7 +275,7 @@ def badge(shown: Shown, label: str) -> nodes.raw | None:
     if not records:
         return None
     kind, words = verdict(records)
-    target = shown.scoreboard_link(label)
+    target = shown.verdict_link(label)
     text = f'<a href="{target}">{words} in this build</a>' if target else f"{words} in this build"
     return raw(f'<p class="nc-badge {kind}">{text}</p>')
 

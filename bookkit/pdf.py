@@ -41,7 +41,6 @@ h1, h2, h3, figcaption, .admonition-title { break-after: avoid; }
 figure, .proof.admonition, tr, mjx-container { break-inside: avoid; }
 .bd-article pre, .bd-article code { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 7.6pt; }
 .bd-article table.nc-claims, .bd-article table { min-width: 0 !important; font-size: 7.4pt; }
-.bd-article .nc-scoreboard { width: 100% !important; max-width: 100% !important; }
 .bd-article table td, .bd-article table th {
   white-space: normal !important; overflow-wrap: anywhere; min-width: 0 !important;
 }

@@ -1,7 +1,7 @@
-"""Verdicts on the book's pages: claims gathered from the executed chapters, scoreboard, map, and page facts.
+"""Verdicts on the book's pages: claims gathered from the executed chapters, map, and page facts.
 
-- ``{scoreboard}`` lists every claim, ``{theorem-map}`` every theorem with its verdict; both are filled after
-  all pages are read, from the executed notebooks' own outputs.
+- ``{verdict}`` tells a theorem's claims, ``{theorem-map}`` shows every theorem with its verdict; both are filled
+  after all pages are read, from the executed notebooks' own outputs.
 - A theorem without a claim, a claim without a theorem and a claim that fails are warnings (errors under
   ``-W``); a chapter that fails makes the build exit non-zero even without ``-W``.
 - Every chapter says how to run it and how it was made, and offers its self-contained notebook.
@@ -26,23 +26,25 @@ LOGGER = logging.getLogger(__name__)
 
 
 class Placeholder(nodes.General, nodes.Element):
-    """Stands for the scoreboard or the map until every page has been read."""
+    """Stands for verdicts or the map until every page has been read."""
 
 
-class Scoreboard(SphinxDirective):
-    """``{scoreboard}``: every claim of the book."""
+class FindClaims(SphinxDirective):
+    """``{find-claims}``: the book's numbers in a line, and a form to search and sort the page's verdicts."""
 
     def run(self) -> list[nodes.Node]:
-        return [Placeholder(shows="scoreboard")]
+        return [Placeholder(shows="find-claims")]
 
 
 class Verdict(SphinxDirective):
-    """``{verdict} thm-name``: a theorem's name, linked, and the claims that checked it."""
+    """``{verdict} thm-name``: a theorem's name, linked, its assumptions (the content), and its claims."""
 
     required_arguments = 1
+    has_content = True
 
     def run(self) -> list[nodes.Node]:
-        return [Placeholder(shows="verdict", label=self.arguments[0])]
+        label = self.arguments[0]
+        return [Placeholder(shows=f"verdict {label}", label=label, assumes=" ".join(self.content))]
 
 
 class FromChapter(SphinxDirective):
@@ -127,13 +129,13 @@ def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     for place in list(doctree.findall(Placeholder)):
         if place["shows"] == "from-chapter":
             place.replace_self(borrowed(app, shown, place["label"]))
-        elif place["shows"] == "verdict":
+        elif place["shows"].startswith("verdict "):
             if place["label"] not in shown.where:
                 LOGGER.warning("{verdict}: '%s' is no theorem of the book", place["label"], location=docname)
-            place.replace_self(page_parts.verdict_of(shown, place["label"]))
+            place.replace_self(page_parts.verdict_of(shown, place["label"], place["assumes"]))
         else:
             makers = {
-                "scoreboard": page_parts.scoreboard,
+                "find-claims": page_parts.find_claims,
                 "theorem-map": page_parts.theorem_map,
                 "how-often": how_often.how_often,
             }
@@ -217,7 +219,7 @@ def fail_loudly(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register everything."""
     app.add_node(Placeholder)
-    app.add_directive("scoreboard", Scoreboard)
+    app.add_directive("find-claims", FindClaims)
     app.add_directive("verdict", Verdict)
     app.add_directive("from-chapter", FromChapter)
     app.add_directive("theorem-map", TheoremMap)

@@ -10,7 +10,6 @@ import html
 import json
 import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Any
@@ -29,11 +28,6 @@ if TYPE_CHECKING:
 
 #: Under this type a claim stands among the outputs of its notebook.
 MIME = "application/vnd.nclib.claim+json"
-
-#: Of a table of claims.
-COLUMNS = (
-    "Verdict", "Theorem", "Claim", "Predicted", "Measured", "Criterion", "Seeds: mean and 95% CI", "Scale, device",
-)  # fmt: skip
 
 #: A line of the ledger, as `claim` makes it; all of it JSON.
 Record = dict[str, Any]
@@ -131,7 +125,7 @@ def claim(
     Examples
     --------
     >>> claim("thm-example", "two and two", predicted=4, measured=2 + 2, rtol=1e-12)
-    HOLDS  thm-example: two and two | predicted 4 | measured 4 | relative error 0 ≤ 1e-12 | 1 seed
+    HOLDS  thm-example: two and two. Predicted 4; measured 4; off by 0, allowed 1e-12.
     """
     m = _numbers("measured", measured)
     p = None if predicted is None else _numbers("predicted", predicted)
@@ -177,11 +171,13 @@ def claim(
 
 def sentence(record: Record) -> str:
     """A claim as a paragraph of HTML; the verdict is a word, never a colour alone."""
-    verdict, label, statement, *_, ran = cells(record)
+    kind, verdict = ("holds", "✓ holds") if record["passed"] else ("fails", "✗ fails")
+    ran = f"{record['scale']}, {record['device']}"
     elsewhere = "" if ran == f"{scale_name()}, {device_name()}" else f" (Stored result: {ran}.)"
     return (
-        f'<p class="nc-claim {"holds" if record["passed"] else "fails"}"><strong>{verdict}</strong> '
-        f'<span class="nc-label">{html.escape(label)}</span>: {html.escape(statement, quote=False)}. '
+        f'<p class="nc-claim {kind}"><strong>{verdict}</strong> '
+        f'<span class="nc-label">{html.escape(record["theorem"])}</span>: '
+        f"{html.escape(record['statement'], quote=False)}. "
         f'<span class="nc-numbers">{html.escape(numbers(record) + elsewhere, quote=False)}</span></p>'
     )
 
@@ -211,36 +207,6 @@ def _size(error: float, kind: str) -> str:
     if kind == "rtol" and error >= 1e-6:
         return f"{100 * error:.{2 if error < 1 else 3}g} %"
     return f"{error:.2g}"
-
-
-def table(bodies: str, label: str, columns: Sequence[str] = COLUMNS, caption: str = "") -> str:
-    """Rows of claims in a box that scrolls by keyboard, with a label for screen readers."""
-    head = "".join(f'<th scope="col">{title}</th>' for title in columns)
-    kind = " nc-scoreboard" if len(columns) == len(COLUMNS) else ""
-    return (
-        f'<div class="nc-claims-box{kind}" tabindex="0" role="region" aria-label="{html.escape(label)}">'
-        f'<table class="nc-claims">{caption}<thead><tr>{head}</tr></thead>{bodies}</table></div>'
-    )
-
-
-def cells(record: Record) -> tuple[str, ...]:
-    """A record in words, one for each of the `COLUMNS`."""
-    return (
-        "✓ holds" if record["passed"] else "✗ fails",
-        record["theorem"],
-        record["statement"],
-        "—" if record["predicted"] == record["tolerance"] else number(record["predicted"]),
-        number(record["measured"]),
-        criterion(record),
-        f"{record['seeds']}{spread(record)}",
-        f"{record['scale']}, {record['device']}",
-    )
-
-
-def row(record: Record, anchor: str = "") -> str:
-    """A record as a row of a table that has the `COLUMNS`."""
-    body = "".join(f"<td>{html.escape(cell, quote=False)}</td>" for cell in cells(record))
-    return f'<tr class="{"holds" if record["passed"] else "fails"}"{anchor}>{body}</tr>'
 
 
 def number(value: object) -> str:
@@ -278,12 +244,8 @@ def spread(record: Record) -> str:
 
 
 def _line(record: Record) -> str:
-    _, theorem, statement, predicted, measured, kept, seeds, _ = cells(record)
-    number, _, found = seeds.partition(":")
-    return (
-        f"{'HOLDS' if record['passed'] else 'FAILS'}  {theorem}: {statement} | predicted {predicted} | "
-        f"measured {measured} | {kept} | {number} seed{'' if number == '1' else 's'}{found and f': mean{found}'}"
-    )
+    verdict = "HOLDS" if record["passed"] else "FAILS"
+    return f"{verdict}  {record['theorem']}: {record['statement']}. {numbers(record)}"
 
 
 def _numbers(name: str, value: ArrayLike) -> NDArray[np.float64]:

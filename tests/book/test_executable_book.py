@@ -59,11 +59,12 @@ def make_book(folder: Path, chapter: str) -> Path:
     entry = {"file": "chapters/01_norm"}
     parts = [
         {"caption": "Theory", "numbered": 2, "chapters": [entry]},
-        {"chapters": [{"file": "scoreboard"}]},
+        {"chapters": [{"file": "verdicts"}]},
     ]
     (folder / "_toc.yml").write_text(yaml.safe_dump({"format": "jb-book", "root": "index", "parts": parts}))
     (folder / "index.md").write_text("# A book\n\n```{theorem-map}\n```\n", "utf-8")
-    (folder / "scoreboard.md").write_text("# Scoreboard\n\n```{scoreboard}\n```\n", "utf-8")
+    told = "```{verdict} thm-equilibrium\nlimit | any $\\sigma$ | 0 | none | any | any\n```\n"
+    (folder / "verdicts.md").write_text(f"# Verdicts\n\n```{{find-claims}}\n```\n\n## Norms\n\n{told}", "utf-8")
     (folder / "chapters").mkdir()
     (folder / "chapters" / "01_norm.md").write_text(chapter, "utf-8")
     return folder
@@ -93,16 +94,18 @@ def test_claims_are_shown_kept_and_never_stale(tmp_path: Path) -> None:
     assert code == 0, log
     assert "Executing notebook" in log
 
-    # The scoreboard and the map link the theorem by its number and give its verdict.
-    for page in ("scoreboard", "index"):
+    # The verdicts and the map link the theorem by its number and give its verdict.
+    for page in ("verdicts", "index"):
         assert 'href="chapters/01_norm.html#thm-equilibrium"' in html(book, page)
         assert "Theorem 1.1" in html(book, page)
-    assert html(book, "scoreboard").count('<tr class="holds"') == 1
+    assert html(book, "verdicts").count('class="nc-claim holds"') == 1
+    assert 'data-share="0.1" class="nc-claim' in html(book, "verdicts")
+    assert "kind: limit · network: any <span" in html(book, "verdicts")
     assert "✓ 1 of 1 claim holds" in html(book, "index")
     chapter = html(book, "chapters/01_norm")
     assert 'href="#thm-equilibrium">Theorem 1.1</a>: the norm is <span class="math' in chapter
     assert "<summary>Code of the claims</summary>" in chapter
-    assert '<a href="../scoreboard.html#score-thm-equilibrium">✓ 1 of 1 claim holds in this build</a>' in chapter
+    assert '<a href="../verdicts.html#verdict-thm-equilibrium">✓ 1 of 1 claim holds in this build</a>' in chapter
     assert 'href="../colab/01_norm.ipynb" download' in chapter
     assert re.search(r"scale quick · device \S.* · base seed 0 · executed in \d+ s · on \d{4}-\d\d-\d\d", chapter)
     assert (book / "_build" / "html" / "colab" / "01_norm.ipynb").exists()
@@ -118,7 +121,7 @@ def test_claims_are_shown_kept_and_never_stale(tmp_path: Path) -> None:
     code, log = strict(book)
     assert code == 0, log
     assert "Executing notebook" not in log
-    assert "forged" not in html(book, "scoreboard")
+    assert "forged" not in html(book, "verdicts")
     assert json.loads(ledger_file.read_text("utf-8")) == [record]
     assert not (book / "_build" / "claims" / "99_gone.json").exists()
 
@@ -128,7 +131,7 @@ def test_claims_are_shown_kept_and_never_stale(tmp_path: Path) -> None:
     code, log = strict(book)
     assert code == 0, log
     assert "Using cached notebook" in log
-    assert html(book, "scoreboard").count('<tr class="holds"') == 1
+    assert html(book, "verdicts").count('class="nc-claim holds"') == 1
 
     # Another package (and another base seed): everything is executed again.
     claims = book / "nclib" / "book" / "claims.py"
@@ -136,14 +139,14 @@ def test_claims_are_shown_kept_and_never_stale(tmp_path: Path) -> None:
     code, log = strict(book, NCLIB_SEED="7")
     assert code == 0, log
     assert "Executing notebook" in log
-    assert "base seed 7" in html(book, "scoreboard")
+    assert "base seed 7" in html(book, "verdicts")
 
     # What no longer claims anything leaves no verdict behind, and is an error.
     path.write_text(re.sub(r"nc\.claim\(.*\)\n", "", path.read_text("utf-8")), "utf-8")
     code, log = strict(book, NCLIB_SEED="7")
     assert code != 0
     assert "no claim checks theorem 'thm-equilibrium'" in log
-    assert "holds" not in html(book, "scoreboard").partition("<article")[2].partition("</article")[0]
+    assert "✓" not in html(book, "verdicts").partition("<article")[2].partition("</article")[0]
     assert not ledger_file.exists()
 
 
