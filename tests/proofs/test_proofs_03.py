@@ -47,6 +47,17 @@ def test_mean_margin_at_rest_of_two_layers_from_the_convex_program():
     assert (y * best.outputs).mean() == pytest.approx(1 - (error**2).mean() - 0.05 * best.rho, abs=1e-6)
 
 
+@pytest.mark.parametrize("widths", [(), (6,), (5, 4)])
+def test_margin_of_a_point_is_one_minus_its_residual_over_the_norm(widths):
+    # An identity, by two routes: nclib.margins folds, multiplies layer norms and divides; residuals do not.
+    problem = nc.data("digits", classes=(3, 8), n=30, dtype=torch.float64)
+    net = nc.mlp(widths=widths).build(problem.input_shape, dtype=torch.float64)
+    norms = [layer.weight.detach().norm().item() for layer in net.layers]
+    residual = (problem.y - net(problem.x)).detach()
+    expected = (1 - problem.y * residual) / math.prod(norms)
+    assert torch.allclose(nc.margins(net, problem.x, problem.y), expected, rtol=0, atol=1e-13)
+
+
 # --- the two lemmas
 
 
@@ -125,6 +136,24 @@ def test_one_unit_carries_the_supremum():
             assert (np.abs(signs @ f) / 12 <= best + 1e-12).all()
 
 
+@pytest.mark.parametrize("widths", [(9,), (7, 5), (6, 6, 6)])
+def test_complexity_of_deep_networks_on_orthogonal_inputs(widths):
+    # No deep network beats √max(k, N − k)/N, and one positive unit a layer attains it.
+    n, rng = 6, np.random.default_rng(7)
+    signs = coins(n)
+    best = np.sqrt(np.maximum((signs > 0).sum(1), (signs < 0).sum(1))) / n
+    for _ in range(100):
+        h = np.eye(n)
+        for width in widths:
+            W = rng.normal(size=(h.shape[1], width))
+            h = np.maximum(h @ (W / np.linalg.norm(W)), 0)
+        a = rng.normal(size=widths[-1])
+        assert (np.abs(signs @ h @ a) / np.linalg.norm(a) / n <= best + 1e-12).all()
+    for row, value in zip(signs, best, strict=True):
+        side = (row > 0) if (row > 0).sum() >= n / 2 else (row < 0)
+        assert abs(row @ (side / np.linalg.norm(side))) / n == pytest.approx(value)
+
+
 def test_best_exponent_in_symbols():
     s, A, B = sympy.symbols("s A B", positive=True)
     bound = A / s + B + s * B**2 / 2
@@ -170,6 +199,59 @@ def test_uniform_bound_over_a_finite_class_by_enumerating_all_training_sets():
         mean_complexity += probability * (signs @ ramp[rows]).max(1).mean() / n
     assert failing <= delta
     assert mean_deviation <= 2 * mean_complexity
+
+
+def largest_deviation_and_complexity(cells: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Φ and ℛ_N of every training set, for all sets of a few equally likely cells, by trying every set; γ = 1."""
+    sets = (coins(cells) + 1) / 2  # (2^cells, cells): indicators
+    deviation, complexity = [], []
+    for draw in itertools.product(range(cells), repeat=n):
+        f = sets[:, list(draw)]  # all labels are +1, so the ramp is 1 − f
+        deviation.append(((1 - sets.mean(1)) - (1 - f).mean(1)).max())
+        complexity.append((coins(n) @ f.T).max(1).mean() / n)
+    return np.array(deviation), np.array(complexity)
+
+
+def test_all_sets_of_cells_attain_symmetrisation_and_contraction():
+    # What Chapter 3 uses for a million cells, against every set, every sign and every training set of few cells.
+    cells, n = 6, 3
+    deviation, complexity = largest_deviation_and_complexity(cells, n)
+    drawn = [np.unique(draw, return_counts=True)[1] for draw in itertools.product(range(cells), repeat=n)]
+    assert deviation == pytest.approx([1 - len(counts) / cells for counts in drawn])
+    assert deviation == pytest.approx([(counts / n - 1 / cells).sum() for counts in drawn])
+    sums = np.array([np.abs(coins(k).sum(1)).mean() if k else 0 for k in range(6)])
+    assert sums == pytest.approx([0, 1, 1, 1.5, 1.5, 1.875])
+    assert complexity == pytest.approx([sums[counts].sum() / (2 * n) for counts in drawn])
+    assert deviation.mean() == pytest.approx((1 - 1 / cells) ** n)
+    assert deviation.mean() <= 2 * complexity.mean()
+    many, size = 10_000, 200  # the mean deviation over 2ℛ_N/γ tends to one
+    counts = np.unique(np.random.default_rng(0).integers(many, size=size), return_counts=True)[1]
+    assert (1 - len(counts) / many) / (2 * sums[counts].sum() / (2 * size)) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("complexity_share", "chance_share", "holds"), [(1, 1, True), (0.5, 1, False), (0, 1, False)]
+)
+def test_the_bound_with_half_its_complexity_fails_on_every_training_set(complexity_share, chance_share, holds):
+    n, delta, cells = 200, 0.05, 1_000_000  # no cell drawn twice: Φ = 1 − n/cells, ℛ_N = 1/2
+    chance = 3 * math.sqrt(math.log(2 / delta) / (2 * n))
+    assert nc.margin_bound(np.ones(n), 1.0, depth=1, delta=delta).confidence == pytest.approx(chance)
+    bound = complexity_share * 2 * 0.5 + chance_share * chance
+    assert (1 - n / cells <= bound) is holds
+
+
+def test_the_price_of_chance_for_one_function_by_the_binomial():
+    # One function, right with probability 1/2: ℛ_N = 0. Without the price the bound fails far more often than δ;
+    # with a third of it, which is all that McDiarmid asks of one function, it fails less often; with a sixth not.
+    n, delta = 200, 0.05
+    price = nc.margin_bound(np.ones(n), 1.0, depth=1, delta=delta).confidence
+
+    def failing(share: float) -> float:
+        wrong = np.arange(n + 1) / n
+        return stats.binom.pmf(np.arange(n + 1), n, 0.5)[wrong + share * price < 0.5].sum()
+
+    assert failing(0) == pytest.approx(0.472, abs=1e-3)
+    assert failing(1) < failing(1 / 3) < delta / 2 < failing(1 / 6)
 
 
 def test_grid_rounds_one_over_rho_by_its_ratio_at_most():
@@ -234,6 +316,18 @@ def test_dense_norm_of_a_convolution_is_at_most_the_root_of_its_positions():
     basis = torch.eye(64).reshape(-1, 1, 8, 8)
     dense = net.layers[0](basis).detach().norm().item()
     assert 0.8 * 4 < dense <= 4  # 4 × 4 positions, kernel norm 1; less where a kernel hangs over the edge
+
+
+def test_dense_norms_of_three_strided_convolutions_with_entries_of_one_size():
+    # 32 × 32 pixels, stride 2: a kernel loses one of three rows (columns) at one border only, so 440, not 512.
+    product = 1.0
+    for size in (32, 16, 8):
+        layer = torch.nn.Conv2d(1, 1, 3, stride=2, padding=1, bias=False, dtype=torch.float64)
+        torch.nn.init.ones_(layer.weight)
+        basis = torch.eye(size**2, dtype=torch.float64).reshape(-1, 1, size, size)
+        product *= (layer(basis).norm() / layer.weight.norm()).item()
+    assert product == pytest.approx((16 - 1 / 3) * (8 - 1 / 3) * (4 - 1 / 3))
+    assert product == pytest.approx(440, abs=0.5)
 
 
 # --- random labels
