@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from . import myst, notebooks
+from . import myst, notebooks, provenance
 
 _CARRIER = '''\
 # @title Set-up: unpack the package `nclib`, which this notebook carries {{ display-mode: "form" }}
@@ -44,7 +44,8 @@ def package(root: Path) -> str:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         files = [p for p in (root / "nclib").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
-        files += [p for kind in ("csv", "json") for p in (root / "results").glob(f"*.{kind}")]
+        tables = [path for kind in ("csv", "json") for path in (root / "results").glob(f"*.{kind}")]
+        files += [path for path in tables if not path.name.startswith(provenance.NO_INPUT)]
         for path in sorted(files):
             entry = zipfile.ZipInfo(path.relative_to(root).as_posix(), _EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED

@@ -16,6 +16,9 @@ VARIABLES = ("NCLIB_SCALE", "NCLIB_SEED", "NCLIB_DEVICE", "NCLIB_DATA")
 #: Files, relative to the book's folder, that change what a chapter computes without changing its cells.
 FILES = ("nclib/**/*", "constraints.txt", "results/**/*")
 
+#: A table about the chapters, which none of them reads.
+NO_INPUT = "base_seeds."
+
 
 def fingerprint(root: Path) -> str:
     """Hash of everything outside a chapter on which its outputs depend.
@@ -26,7 +29,7 @@ def fingerprint(root: Path) -> str:
     digest = hashlib.sha256(f"Python {platform.python_version()}".encode())
     for pattern in FILES:
         for path in sorted(root.glob(pattern)):
-            if path.is_file() and "__pycache__" not in path.parts:
+            if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(NO_INPUT):
                 digest.update(f"\0{path.relative_to(root).as_posix()}\0".encode())
                 digest.update(path.read_bytes())
     for name in VARIABLES:

@@ -411,6 +411,8 @@ def _start(
         raise ValueError(f"layer_norms={tuple(layer_norms)}: give {depth} positive numbers, one a layer")
     if paired and (depth < 2 or widths[-1] % 2 or start is not None):
         raise ValueError(f"paired=True needs an even last hidden width and a fresh start; widths={tuple(widths)}")
+    if biases and start is not None:
+        raise ValueError("biases=True needs a fresh start: the end of a flow keeps no biases to go on from")
     if start is not None:
         if start.rho.shape != (len(x),):
             raise ValueError(f"start has {len(start.rho)} members and this flow {len(x)}; give it the same members")

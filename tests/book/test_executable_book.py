@@ -187,6 +187,7 @@ def test_fingerprint_follows_package_pins_results_and_environment(
         seen.add(provenance.fingerprint(tmp_path))
     assert len(seen) == 6
     (tmp_path / "index.md").write_text("prose", "utf-8")
+    (tmp_path / "results" / "base_seeds.csv").write_text("1", "utf-8")  # which no chapter reads
     assert provenance.fingerprint(tmp_path) in seen
 
 
