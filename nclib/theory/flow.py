@@ -411,8 +411,8 @@ def _start(
         raise ValueError(f"layer_norms={tuple(layer_norms)}: give {depth} positive numbers, one a layer")
     if paired and (depth < 2 or widths[-1] % 2 or start is not None):
         raise ValueError(f"paired=True needs an even last hidden width and a fresh start; widths={tuple(widths)}")
-    if biases and start is not None:
-        raise ValueError("biases=True needs a fresh start: the end of a flow keeps no biases to go on from")
+    if start is not None and start.biases is not None and not biases:
+        raise ValueError("start has biases; write biases=True to go on with them")
     if start is not None:
         if start.rho.shape != (len(x),):
             raise ValueError(f"start has {len(start.rho)} members and this flow {len(x)}; give it the same members")
@@ -428,7 +428,10 @@ def _start(
         W = [v * r[:, None, None] for v, r in zip(V, each, strict=True)]
     if members.normalised:
         return [*V, rho]
-    return W + ([np.zeros((len(x), w.shape[1], 1)) for w in W] if biases else [])
+    if not biases:
+        return W
+    began = start.biases if start is not None else None
+    return W + ([np.zeros((len(x), w.shape[1], 1)) for w in W] if began is None else [b.copy() for b in began])
 
 
 def _solve(member: _Members, begin: Layers, times: Array, rtol: float, most: int) -> list[Layers]:

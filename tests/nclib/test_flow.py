@@ -194,6 +194,14 @@ def test_biases_are_learned():
     assert run.biases is not None
     assert max(abs(b).max() for b in run.biases) > 0.01
 
+    options = dict(weight_decay=0.01, model="plain", cooling=0)
+    half = nc.flow(problem, (8,), biases=True, time=5, **options)
+    on = nc.flow(problem, (8,), biases=True, time=1e-6, start=half, **options)
+    for went_on, began in zip(on.biases, half.biases, strict=True):
+        np.testing.assert_allclose(went_on, began, atol=1e-5)
+    with pytest.raises(ValueError, match="start has biases; write biases=True"):
+        nc.flow(problem, (8,), time=5, start=half, **options)
+
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
