@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,13 @@ from bookkit import pdf
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "_build" / "html"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Examples in docstrings, which no fixture reaches, keep their claims out of the built book's ledger."""
+    folder = tempfile.mkdtemp(prefix="claims-")
+    os.environ["NCLIB_CLAIMS"] = folder
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.fixture(scope="session")
