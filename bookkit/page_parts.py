@@ -221,7 +221,7 @@ def tell_claims(shown: Shown, cell: nodes.container) -> None:
 
 
 def fold_code(cell: nodes.container) -> None:
-    """In a cell's code: what computes stays in view, what draws a figure and what claims is folded.
+    """In a cell's code: what computes stays in view; set-up, what draws a figure and what claims is folded.
 
     A cell claims from the first of its statements that holds a claim on.
     """
@@ -229,12 +229,13 @@ def fold_code(cell: nodes.container) -> None:
     is_figure = output is not None and next(iter(output.findall(nodes.figure)), None) is not None
     for block in list(cell.findall(nodes.literal_block)):
         code = block.astext()
-        start = 0 if is_figure else first_claim(code)
+        is_setup = "nc.chapter(" in code
+        start = 0 if is_setup or is_figure else first_claim(code)
         if start is None:
             continue
         lines = code.splitlines()
         shown, folded = "\n".join(lines[:start]).rstrip(), "\n".join(lines[start:])
-        name = "Code of the figure" if is_figure else "Code of the claims"
+        name = "Set-up" if is_setup else "Code of the figure" if is_figure else "Code of the claims"
         parts = [
             raw(f'<details class="nc-more"><summary>{name}</summary>'),
             _code(block, folded),
@@ -280,12 +281,11 @@ def badge(shown: Shown, label: str) -> nodes.raw | None:
     return raw(f'<p class="nc-badge {kind}">{text}</p>')
 
 
-def run_line(shown: Shown, facts: dict[str, str], notebook: str) -> nodes.raw:
-    """Under a chapter's title: how to run it, and on what this copy was run."""
+def run_line(shown: Shown, notebook: str) -> nodes.raw:
+    """Under a chapter's title: how to run it."""
     up = "../" * shown.docname.count("/")
     link = f'<a href="{up}{escape(notebook)}" download>download the self-contained notebook</a>'
-    rest = "".join(f" · {escape(f'{name} {value}')}" for name, value in facts.items())
-    return raw(f'<p class="nc-run"><strong>Run this chapter:</strong> {link}{rest}</p>')
+    return raw(f'<p class="nc-run">To run this chapter, {link}: it needs nothing else in Colab or Jupyter.</p>')
 
 
 def how_made(shown: Shown, facts: dict[str, str]) -> nodes.raw:

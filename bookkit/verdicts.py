@@ -145,7 +145,9 @@ def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         return
     for output in list(doctree.findall(nodes.raw)):
         text = output.astext()
-        if 'class="dataframe"' in text:  # a header without text is a puzzle to a screen reader
+        if 'class="nc-facts"' in text:  # the page's foot tells them
+            output.parent.remove(output)
+        elif 'class="dataframe"' in text:  # a header without text is a puzzle to a screen reader
             output.replace_self(nodes.raw("", text.replace("<th></th>", "<td></td>"), **output.attributes))
     for cell in doctree.findall(nodes.container):
         if "cell_input" in cell["classes"]:
@@ -158,7 +160,7 @@ def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     heading = next(iter(doctree.findall(nodes.title)), None)
     if heading is not None:
         facts, section = page_facts(app, docname), heading.parent
-        section.insert(section.index(heading) + 1, page_parts.run_line(shown, facts, notebook_of(docname)))
+        section.insert(section.index(heading) + 1, page_parts.run_line(shown, notebook_of(docname)))
         section += page_parts.how_made(shown, facts)
 
 

@@ -266,7 +266,8 @@ def test_chapters_offer_their_self_contained_notebook(sheet: Sheet) -> None:
     line = sheet.page.locator(".nc-run")
     assert line.count() == (sheet.name in CHAPTERS)
     if sheet.name in CHAPTERS:
-        assert re.search(r"scale (quick|full) · device .+ · base seed \d+ · executed in", line.inner_text())
+        told = sheet.page.locator(".nc-made").text_content() or ""
+        assert re.search(r"executed in .+ on \d{4}-.+Scale (quick|full), device .+, base seed \d+; ", told)
         with sheet.page.expect_download() as download:
             line.locator("a").click()
         assert "@title Set-up" in Path(download.value.path()).read_text("utf-8")

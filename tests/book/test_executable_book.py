@@ -107,7 +107,9 @@ def test_claims_are_shown_kept_and_never_stale(tmp_path: Path) -> None:
     assert "<summary>Code of the claims</summary>" in chapter
     assert '<a href="../verdicts.html#verdict-thm-equilibrium">✓ 1 of 1 claim holds in this build</a>' in chapter
     assert 'href="../colab/01_norm.ipynb" download' in chapter
-    assert re.search(r"scale quick · device \S.* · base seed 0 · executed in \d+ s · on \d{4}-\d\d-\d\d", chapter)
+    assert re.search(r"executed in \d+ s on \d{4}-\d\d-\d\d, .*Scale quick, device \S.*, base seed 0; ", chapter)
+    assert "<summary>Set-up</summary>" in chapter
+    assert "nc-facts" not in chapter
     assert (book / "_build" / "html" / "colab" / "01_norm.ipynb").exists()
     (record,) = json.loads((book / "_build" / "claims" / "01_norm.json").read_text("utf-8"))
     assert record["passed"]
