@@ -101,6 +101,7 @@
     var node = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
     Object.keys(attributes || {}).forEach(function (key) { node.setAttribute(key, attributes[key]); });
     if (text !== undefined) node.textContent = text;
+    if (svg) node.classList.add("nohighlight");  // a search's marks have no place in a drawing
     if (parent) parent.appendChild(node);
     return node;
   }

@@ -127,6 +127,10 @@ def test_search_finds_margin(base: str, browser: Browser) -> None:
         page.locator("#search-results li a").first.wait_for(timeout=20_000)
         page.wait_for_load_state("networkidle")
         assert page.locator("#search-results li a").first.get_attribute("href")
+        assert "\\" not in page.locator("#search-results").inner_text()  # words, not LaTeX
+        page.goto(f"{base}{CHAPTERS[1]}?highlight=norm")  # as a result's link does
+        page.locator("span.highlighted").first.wait_for(state="attached")
+        page.wait_for_timeout(500)
         assert reader.wrong == []
 
 
