@@ -34,7 +34,9 @@ def test_page_from_disk_is_whole_light_and_accessible(name: str, widths: list[in
             assert sum(reader.weights.values()) <= 3e6, heaviest
         unfold(page)
         # Of each formula its container stays, for the rules on what is named; the thousands of boxes inside go.
-        page.evaluate("document.querySelectorAll('mjx-math, mjx-assistive-mml').forEach(e => e.replaceChildren('x'))")
+        page.evaluate(
+            "document.querySelectorAll('mjx-math, mjx-assistive-mml').forEach(e => e.replaceChildren('x'))"
+        )
         for width in widths:
             page.set_viewport_size({"width": width, "height": 900})
             page.wait_for_timeout(200)  # what unfolding and the width change
