@@ -199,7 +199,7 @@ def keep(source: Path, outcomes: list[Outcome], commit: str, seconds: float, **w
         stored = result(NAME, **where)
         kept = dict(stored.manifest["config"]["chapters"])
         others = stored.frame[stored.frame.chapter.isin(order) & (stored.frame.chapter != source.stem)]
-        frame = pd.concat([others, frame])
+        frame = pd.DataFrame([*others.to_dict("records"), *frame.to_dict("records")])
     kept[source.stem] = {
         "seeds": sorted(outcome.seed for outcome in outcomes),
         "broke_off": sorted(outcome.seed for outcome in outcomes if outcome.errors),
