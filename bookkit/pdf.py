@@ -24,7 +24,7 @@ TARGET = notebooks.ROOT / "_build" / "small-norm-large-margin.pdf"
 #: What has no use on paper.
 LEFT_OUT = (
     ".headerlink, .nc-run, .nc-take, .nc-symbols, .toggle-button, .copybtn, .tag_hide-input, script, style, "
-    ".prev-next-footer, iframe"
+    ".prev-next-footer, iframe, .cell_input .nc-more"
 )
 
 _STYLE = """
@@ -92,6 +92,9 @@ def article(name: str, names: set[str]) -> Tag:
     assert found is not None, name
     for tag in found.select(LEFT_OUT):
         tag.decompose()
+    for tag in found.select(".cell_input"):
+        if not tag.get_text(strip=True):
+            tag.decompose()
     for tag in found.find_all("details"):
         tag["open"] = ""
     for tag in found.select(".dropdown, .toggle, .toggle-hidden"):
