@@ -160,10 +160,8 @@ def table(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
 
 def share(row: dict[str, Any]) -> float | None:
     """Which part of its tolerance the worst base seed used; None where a claim has no tolerance but a limit."""
-    kind, _, limit = row["tolerance"].partition(" ")
-    if kind not in ("rtol", "atol") or not float(limit) or None in row["deviations"]:
-        return None
-    return max(row["deviations"]) / float(limit)
+    found = row["deviations"]
+    return ledger.share(row["tolerance"], None if None in found else max(found))
 
 
 def report(rows: Iterable[dict[str, Any]], longer: int = 1) -> str:

@@ -46,8 +46,9 @@ def how_often(shown: page_parts.Shown) -> list[nodes.Node]:
 def compare(frame: pd.DataFrame, made: Collection[Key]) -> tuple[pd.DataFrame, int, list[Key]]:
     """Rows of claims that the book makes, worst share first; how many it makes no more; and those without a row."""
     keys = list(frame[["chapter", "theorem", "statement"]].itertuples(index=False, name=None))
-    kept = frame[[key in set(made) for key in keys]].sort_values("share", ascending=False, kind="stable")
-    return kept, len(frame) - len(kept), sorted(set(made) - set(keys))
+    now = set(made)
+    kept = frame[[key in now for key in keys]].sort_values("share", ascending=False, kind="stable")
+    return kept, len(frame) - len(kept), sorted(now - set(keys))
 
 
 def summary(stored: Result, held: pd.DataFrame) -> str:

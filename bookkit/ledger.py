@@ -67,6 +67,14 @@ class Ledger:
         return [record for _, record in self.records() if record["theorem"] == label]
 
 
+def share(tolerance: str, deviation: float | None) -> float | None:
+    """Which part of its tolerance a claim used; None where it has no tolerance but a limit."""
+    kind, _, limit = tolerance.partition(" ")
+    if kind not in ("rtol", "atol") or not float(limit) or deviation is None:
+        return None
+    return deviation / float(limit)
+
+
 def ledger(env: BuildEnvironment) -> Ledger:
     """The ledger in `env`, made when there is none."""
     if not hasattr(env, "executable_book"):

@@ -146,27 +146,30 @@ def _formula(found: re.Match[str]) -> Formula:
 
 def typeset(wanted: Iterable[Formula]) -> tuple[dict[Formula, str], str]:
     """HTML for each formula, and the style sheet for all of them."""
-    wanted = sorted(set(wanted))
-    cut = sorted({part for formula in wanted for part in parts(formula)})
+    cut = {formula: parts(formula) for formula in wanted}
+    pieces_of_all = sorted({piece for pieces in cut.values() for piece in pieces})
     command = [engine(), str(Path(__file__).with_suffix(".js")), str(library())]
-    done = subprocess.run(command, input=json.dumps(cut), capture_output=True, encoding="utf-8", check=False)
+    done = subprocess.run(
+        command, input=json.dumps(pieces_of_all), capture_output=True, encoding="utf-8", check=False
+    )
     if done.returncode:
         raise ExtensionError(f"mathematics could not be typeset: {done.stderr.strip()}")
     answer = json.loads(done.stdout)
-    made = dict(zip(cut, answer["made"], strict=True))
+    made = dict(zip(pieces_of_all, answer["made"], strict=True))
     wrong = [
-        f"\n  {made[part]['error']}: {formula.latex}"
-        for formula in wanted
-        for part in parts(formula)
-        if "error" in made[part]
+        f"\n  {made[piece]['error']}: {formula.latex}"
+        for formula, pieces in sorted(cut.items())
+        for piece in pieces
+        if "error" in made[piece]
     ]
     if wrong:
         raise ExtensionError("formulas that cannot be typeset (the pages' sources hold them):" + "".join(wrong))
-    joined = {formula: "<wbr>".join(made[part]["html"] for part in parts(formula)) for formula in wanted}
-    for formula, html in joined.items():
-        if "<wbr>" in html:
-            joined[formula] = f'<div class="nc-pieces">{html}</div>'
-    return joined, answer["css"]
+    joined = {formula: [made[piece]["html"] for piece in pieces] for formula, pieces in cut.items()}
+    return {formula: _together(markup) for formula, markup in joined.items()}, answer["css"]
+
+
+def _together(pieces: list[str]) -> str:
+    return pieces[0] if len(pieces) == 1 else f'<div class="nc-pieces">{"<wbr>".join(pieces)}</div>'
 
 
 def set_page(page: str, made: dict[Formula, str]) -> str:
@@ -195,19 +198,9 @@ def set_pages(app: Sphinx, error: Exception | None) -> None:
     (folder / "style.css").write_text(css, "utf-8")
 
 
-def leave_out_mathjax(_app: Sphinx, _page: str, _template: str, context: dict[str, Any], _tree: object) -> None:
-    """html-page-context: Sphinx writes the formulas, but no script for them."""
-
-    def told(script: Any) -> str:
-        return f"{getattr(script, 'filename', script)} {getattr(script, 'attributes', {}).get('body')}".lower()
-
-    context["script_files"] = [script for script in context["script_files"] if "mathjax" not in told(script)]
-
-
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register everything."""
     app.add_css_file(f"{FOLDER}/style.css")
     app.add_js_file(None, body=_COPY, priority=900)
-    app.connect("html-page-context", leave_out_mathjax, priority=900)
     app.connect("build-finished", set_pages)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -180,10 +180,8 @@ def assumptions(line: str) -> str:
 
 def with_share(record: Record, markup: str) -> str:
     """A claim's sentence with the share of its tolerance that it used, by which the page sorts."""
-    kind, _, limit = record["tolerance"].partition(" ")
-    if kind not in ("rtol", "atol") or not float(limit) or record["deviation"] is None:
-        return markup
-    return markup.replace("<p ", f'<p data-share="{record["deviation"] / float(limit):.3g}" ', 1)
+    share = ledger.share(record["tolerance"], record["deviation"])
+    return markup if share is None else markup.replace("<p ", f'<p data-share="{share:.3g}" ', 1)
 
 
 def find_claims(shown: Shown) -> list[nodes.Node]:

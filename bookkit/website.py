@@ -121,18 +121,19 @@ def set_options(_app: Sphinx, config: Config) -> None:
 def tidy_page(
     _app: Sphinx, _page: str, _template: str, context: dict[str, Any], _tree: nodes.document | None
 ) -> None:
-    """Leave out scripts that would load others from elsewhere (live cells, which this book does not use), and
-    a role that promises what is not there."""
-    context["script_files"] = [script for script in context["script_files"] if not _is_thebe(script)]
+    """Leave out scripts that would load others from elsewhere (live cells, which this book does not use; mathematics,
+    which it sets itself), and a role that promises what is not there."""
+    context["script_files"] = [script for script in context["script_files"] if not _is_foreign(script)]
     if "body" in context:  # a list's children must be items, says ARIA; these are not
         body = context["body"].replace('<div role="list" class="citation', '<div class="citation')
         context["body"] = re.sub(r' id="(?:proof|exercise|solution)-content"', "", body)  # one name for many
     context["css_files"] = [style for style in context.get("css_files", []) if "thebe" not in str(style)]
 
 
-def _is_thebe(script: Any) -> bool:
-    body = getattr(script, "attributes", {}).get("body") or ""
-    return "thebe" in str(getattr(script, "filename", script) or "") or "THEBE" in body
+def _is_foreign(script: Any) -> bool:
+    body = getattr(script, "attributes", {}).get("body")
+    told = f"{getattr(script, 'filename', script)} {body}".lower()
+    return "thebe" in told or "mathjax" in told
 
 
 #: Search summaries are fetched, which browsers refuse to a page opened from disk: titles alone, then.

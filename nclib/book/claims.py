@@ -189,8 +189,8 @@ def numbers(record: Record) -> str:
     kind, _, limit = record["tolerance"].partition(" ")
     if kind not in ("rtol", "atol"):
         return f"Measured {number(m)}{behind}; must be {record['tolerance']}."
-    if isinstance(m, list) and len(set(np.ravel(p))) == 1 and spread(record):
-        measured = f"measured{spread(record)[1:]}{behind}"
+    if isinstance(m, list) and len(set(np.ravel(p))) == 1 and (mean := spread(record)):
+        measured = f"measured {mean}{behind}"
     elif isinstance(m, list):
         measured = f"measured {number(m)}, {len(m)} values{behind}"
     else:
@@ -232,15 +232,15 @@ def criterion(record: Record) -> str:
 
 
 def spread(record: Record) -> str:
-    """The mean over the seeds and its interval, e.g. ``: 2.050 ± 0.060``; nothing for one seed."""
+    """The mean over the seeds and its interval, e.g. ``2.050 ± 0.060``; nothing for one seed."""
     interval = record["confidence_interval"]
     if not interval or None in interval:
         return ""
     centre, half = (interval[0] + interval[1]) / 2, (interval[1] - interval[0]) / 2
     digits = 1 - math.floor(math.log10(half)) if half > 0 else 5
     if not -3 < digits < 6:
-        return f": {centre:.4g} ± {half:.2g}"
-    return f": {centre:.{max(digits, 0)}f} ± {half:.{max(digits, 0)}f}"
+        return f"{centre:.4g} ± {half:.2g}"
+    return f"{centre:.{max(digits, 0)}f} ± {half:.{max(digits, 0)}f}"
 
 
 def _line(record: Record) -> str:

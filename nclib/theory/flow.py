@@ -411,9 +411,9 @@ def _start(
         raise ValueError(f"layer_norms={tuple(layer_norms)}: give {depth} positive numbers, one a layer")
     if paired and (depth < 2 or widths[-1] % 2 or start is not None):
         raise ValueError(f"paired=True needs an even last hidden width and a fresh start; widths={tuple(widths)}")
-    if start is not None and start.biases is not None and not biases:
-        raise ValueError("start has biases; write biases=True to go on with them")
     if start is not None:
+        if start.biases is not None and not biases:
+            raise ValueError("start has biases; write biases=True to go on with them")
         if start.rho.shape != (len(x),):
             raise ValueError(f"start has {len(start.rho)} members and this flow {len(x)}; give it the same members")
         V, rho, W = [v.copy() for v in start.V], start.rho.copy(), [w.copy() for w in start.W]
@@ -430,8 +430,9 @@ def _start(
         return [*V, rho]
     if not biases:
         return W
-    began = start.biases if start is not None else None
-    return W + ([np.zeros((len(x), w.shape[1], 1)) for w in W] if began is None else [b.copy() for b in began])
+    if start is not None and start.biases is not None:
+        return W + [b.copy() for b in start.biases]
+    return W + [np.zeros((len(x), w.shape[1], 1)) for w in W]
 
 
 def _solve(member: _Members, begin: Layers, times: Array, rtol: float, most: int) -> list[Layers]:

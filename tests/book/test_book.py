@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from bs4 import BeautifulSoup
 from conftest import BOOK, ROOT
 from playwright.sync_api import Browser, Page, Request
 
@@ -205,13 +206,14 @@ def test_text_is_readable_in_both_themes(sheet: Sheet, theme: str) -> None:
 
 
 def test_figures_have_alt_text_and_a_caption(sheet: Sheet) -> None:
+    unfold(sheet.page)
     for picture in sheet.page.locator("article img").all():
         alt = picture.get_attribute("alt") or ""
         assert len(alt.split()) > 2, f"{picture.get_attribute('src')}: alt text is {alt!r}"
         assert not re.search(r"[0-9a-f]{16,}", alt)
         assert picture.evaluate("e => e.complete && e.naturalWidth > 0")
-        caption = picture.evaluate("e => e.closest('figure')?.querySelector('figcaption')?.textContent ?? ''")
-        assert re.match(r"\s*(Figure \d+\.\d+|To play with\.)\s+\S", caption), f"{alt}: caption is {caption!r}"
+        caption = picture.evaluate("e => e.closest('figure')?.querySelector('figcaption')?.innerText ?? ''")
+        assert re.match(r"(Figure \d+\.\d+|To play with\.)\s+\S", caption), f"{alt}: caption is {caption!r}"
 
 
 def test_links_inside_the_book_lead_somewhere() -> None:
@@ -253,6 +255,14 @@ def test_verdicts_are_found_and_sorted(browser: Browser) -> None:
         page.locator("[name=verdict]").select_option("fails")
         assert told.inner_text() == "0 claims"
         assert reader.wrong == []
+
+
+def test_tables_of_base_seeds_are_accessible() -> None:
+    page = BeautifulSoup((BOOK / "reference/how_often.html").read_text("utf-8"), "html.parser")
+    boxes = page.select(".nc-claims-box")
+    assert [len(box.select("table.nc-claims thead th[scope=col]")) for box in boxes] == [6, 6]
+    assert all(box["tabindex"] == "0" and box["aria-label"] for box in boxes)
+    assert page.html["lang"] == "en"
 
 
 def test_nothing_is_linked_from_elsewhere() -> None:

@@ -66,7 +66,7 @@ def test_all_mathematics_of_a_page_is_set(name: str) -> None:
     written = len(re.findall(r'<(?:span|div) class="math ', page))
     assert written or name not in CHAPTERS
     assert page.count(' data-latex="') == written <= page.count("<mjx-assistive-mml")
-    assert not re.search(r'class="math [^>]*>\s*\\[(\[]|<script src="[^"]*mathjax', page)
+    assert not re.search(r'class="math [^>]*>\s*\\[(\[]|<script src="[^"]*mathjax|<mjx-merror|data-mjx-error', page)
 
 
 @pytest.mark.usefixtures("built_book")
