@@ -121,8 +121,8 @@ def set_options(_app: Sphinx, config: Config) -> None:
 def tidy_page(
     _app: Sphinx, _page: str, _template: str, context: dict[str, Any], _tree: nodes.document | None
 ) -> None:
-    """Leave out scripts that would load others from elsewhere (live cells, which this book does not use; mathematics,
-    which it sets itself), and a role that promises what is not there."""
+    """Leave out scripts that would load others from elsewhere (live cells, which this book does not use;
+    mathematics, which it sets itself), and a role that promises what is not there."""
     context["script_files"] = [script for script in context["script_files"] if not _is_foreign(script)]
     if "body" in context:  # a list's children must be items, says ARIA; these are not
         body = context["body"].replace('<div role="list" class="citation', '<div class="citation')
