@@ -81,7 +81,7 @@ lint: dev  ## Check style and types
 	@$(BIN)/ruff format --check nclib tests bookkit chapters results benchmarks
 	@$(BIN)/mypy
 
-full: install  ## Compute the stored results of chapter 8 (a GPU; ARGS="--size cpu --jobs 2" for two cores)
+full: install  ## Compute the stored results of chapter 15 (a GPU; ARGS="--size cpu --jobs 2" for two cores)
 	@$(BIN)/python results/remake.py $(ARGS)
 
 seeds: install  ## How often does each claim hold? Ten base seeds, kept (ARGS="02 --seeds 1-20", "--longer 2 --finer 2")

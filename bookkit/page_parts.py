@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from docutils import nodes
+from myst_nb.sphinx_ import HideCodeCellNode
 from sphinx.application import Sphinx
 
 from nclib.book import claims
@@ -16,6 +17,7 @@ from . import ledger, provenance
 from .ledger import Record, Theorem
 
 _MATH = re.compile(r"\$([^$]+)\$")
+_CHAPTERS = re.compile(r"Chapters? (\d+(?:(?:,? and |, | to )\d+)*)")
 _LABEL = re.compile(r'<span class="nc-label">([^<]*)</span>')
 _TYPESET = r'<span class="math notranslate nohighlight">\\(\1\\)</span>'
 
@@ -73,6 +75,15 @@ def _in_order(app: Sphinx) -> list[str]:
     for name in order:
         order += [child for child in app.env.toctree_includes.get(name, ()) if child not in order]
     return order + sorted(app.env.found_docs - set(order))
+
+
+def chapter_numbers(text: str) -> set[int]:
+    """Numbers of the chapters that a text names: ``Chapter 1, and Chapters 3 to 5 and 7`` is {1, 3, 4, 5, 7}."""
+    found = set[int]()
+    for match in _CHAPTERS.finditer(text):
+        for first, last in re.findall(r"(\d+)(?: to (\d+))?", match[1]):
+            found |= set(range(int(first), int(last or first) + 1))
+    return found
 
 
 def raw(markup: str) -> nodes.raw:
@@ -216,6 +227,13 @@ def tell_claims(shown: Shown, cell: nodes.container) -> None:
         more = "more " if len(folded) < len(told) else ""
         count = f"{len(folded)} {more}check{'s' if len(folded) > 1 else ''}"
         cell += raw(f'<details class="nc-more"><summary>✓ {count}</summary>{"".join(folded)}</details>')
+
+
+def fold_hidden(cell: HideCodeCellNode) -> None:
+    """A cell tagged ``hide-input``, folded as all else that is folded."""
+    words = escape(cell["prompt_show"])
+    opening = raw(f'<details class="nc-more"><summary>{words}</summary>')
+    cell.replace_self([opening, *cell.children, raw("</details>")])
 
 
 def fold_code(cell: nodes.container) -> None:

@@ -20,7 +20,7 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 
 from . import execution
-from .page_parts import raw
+from .page_parts import chapter_numbers, raw
 
 GLOSSARY, NOTATION = "reference/glossary", "reference/notation"
 
@@ -111,15 +111,14 @@ def _may_link(text: nodes.Text) -> bool:
 # --- symbols --------------------------------------------------------------------------------------
 
 
-def table_rows(doctree: nodes.document) -> Iterator[tuple[str, int, nodes.row]]:
-    """The rows of the notation page: anchor, the chapter whose table it is (0: the whole book's), and the row."""
+def table_rows(doctree: nodes.document) -> Iterator[tuple[str, set[int], nodes.row]]:
+    """The rows of the notation page: anchor, the chapters whose table it is (none: all), and the row."""
     rows = (row for body in doctree.findall(nodes.tbody) for row in body.findall(nodes.row))
     for number, row in enumerate(rows):
         section = row.parent
         while not isinstance(section, nodes.section):
             section = section.parent
-        chapter = re.match(r"Chapter (\d+)", section[0].astext())
-        yield f"symbol-{number}", int(chapter[1]) if chapter else 0, row
+        yield f"symbol-{number}", chapter_numbers(section[0].astext()), row
 
 
 def symbol_rows(app: Sphinx, chapter: int) -> list[tuple[str, list[str], nodes.entry]]:
@@ -128,7 +127,7 @@ def symbol_rows(app: Sphinx, chapter: int) -> list[tuple[str, list[str], nodes.e
         return []
     own, common = list[tuple[str, list[str], nodes.entry]](), list[tuple[str, list[str], nodes.entry]]()
     for anchor, owner, row in table_rows(app.env.get_doctree(NOTATION)):
-        if owner in (0, chapter):
+        if not owner or chapter in owner:
             cells = [cell for cell in row.children if isinstance(cell, nodes.entry)]
             latex = [math.astext() for math in cells[0].findall(nodes.math)]
             (own if owner else common).append((anchor, latex, cells[-1]))

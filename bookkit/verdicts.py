@@ -20,7 +20,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from . import execution, how_often, ledger, page_parts, provenance
+from . import execution, how_often, ledger, page_parts, provenance, teach
 
 LOGGER = logging.getLogger(__name__)
 
@@ -29,11 +29,11 @@ class Placeholder(nodes.General, nodes.Element):
     """Stands for verdicts or the map until every page has been read."""
 
 
-class FindClaims(SphinxDirective):
-    """``{find-claims}``: the book's numbers in a line, and a form to search and sort the page's verdicts."""
+class Gathered(SphinxDirective):
+    """``{theorem-map}`` and the like: what is gathered from all pages, as `MAKERS` makes it."""
 
     def run(self) -> list[nodes.Node]:
-        return [Placeholder(shows="find-claims")]
+        return [Placeholder(shows=self.name)]
 
 
 class Verdict(SphinxDirective):
@@ -56,18 +56,15 @@ class FromChapter(SphinxDirective):
         return [Placeholder(shows="from-chapter", label=self.arguments[0])]
 
 
-class HowOften(SphinxDirective):
-    """``{how-often}``: from how many base seeds each claim held, when `make seeds` last ran."""
-
-    def run(self) -> list[nodes.Node]:
-        return [Placeholder(shows="how-often")]
-
-
-class TheoremMap(SphinxDirective):
-    """``{theorem-map}``: every theorem of the book with its verdict."""
-
-    def run(self) -> list[nodes.Node]:
-        return [Placeholder(shows="theorem-map")]
+#: What each directive shows.
+MAKERS = {
+    "find-claims": page_parts.find_claims,  # the book's numbers in a line, and a form to search its verdicts
+    "theorem-map": page_parts.theorem_map,  # every theorem of the book with its verdict
+    "how-often": how_often.how_often,  # from how many base seeds each claim held, when `make seeds` last ran
+    "lecture-map": teach.lecture_map,  # which chapter needs which
+    "lectures": teach.lectures,  # what each chapter needs and gives
+    "exercises": teach.exercises,  # all of them, the easiest first
+}
 
 
 def outdated(app: Sphinx, env: BuildEnvironment, *_: set[str]) -> list[str]:
@@ -134,12 +131,7 @@ def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
                 LOGGER.warning("{verdict}: '%s' is no theorem of the book", place["label"], location=docname)
             place.replace_self(page_parts.verdict_of(shown, place["label"], place["assumes"]))
         else:
-            makers = {
-                "find-claims": page_parts.find_claims,
-                "theorem-map": page_parts.theorem_map,
-                "how-often": how_often.how_often,
-            }
-            place.replace_self(makers[place["shows"]](shown))
+            place.replace_self(MAKERS[place["shows"]](shown))
     page = book.pages.get(docname)
     if page is None or not page.is_notebook:
         return
@@ -154,6 +146,8 @@ def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             page_parts.fold_code(cell)
         elif "cell_output" in cell["classes"]:
             page_parts.tell_claims(shown, cell)
+    for cell in list(doctree.findall(page_parts.HideCodeCellNode)):
+        page_parts.fold_hidden(cell)
     for node in list(doctree.findall(ledger.is_theorem)):
         if mark := page_parts.badge(shown, node["label"]):
             node += mark
@@ -221,11 +215,10 @@ def fail_loudly(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register everything."""
     app.add_node(Placeholder)
-    app.add_directive("find-claims", FindClaims)
+    for name in MAKERS:
+        app.add_directive(name, Gathered)
     app.add_directive("verdict", Verdict)
     app.add_directive("from-chapter", FromChapter)
-    app.add_directive("theorem-map", TheoremMap)
-    app.add_directive("how-often", HowOften)
     app.connect("env-get-outdated", outdated)
     app.connect("source-read", forget)
     app.connect("env-purge-doc", purge)

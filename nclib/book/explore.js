@@ -11,89 +11,6 @@
   var COLOURS = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9"];
   var MARKS = ["circle", "square", "triangle", "diamond", "plus"];
 
-  /* --- the flow of nclib.flow, in plain arrays ------------------------------------------------------------- */
-
-  function norm(matrix) {
-    var sum = 0;
-    matrix.forEach(function (row) { row.forEach(function (v) { sum += v * v; }); });
-    return Math.sqrt(sum);
-  }
-
-  function forward(V, x) {
-    // activations of every layer, samples last: hidden[k][unit][sample]
-    var hidden = [x[0].map(function (_, i) { return x.map(function (point) { return point[i]; }); })];
-    V.forEach(function (layer, k) {
-      var below = hidden[k];
-      hidden.push(layer.map(function (row) {
-        return below[0].map(function (_, n) {
-          var sum = 0;
-          for (var i = 0; i < row.length; i++) sum += row[i] * below[i][n];
-          return k < V.length - 1 ? Math.max(sum, 0) : sum;
-        });
-      }));
-    });
-    return hidden;
-  }
-
-  function restingNorm(f, y, decay) {
-    var mu = 0, M = 0, n = f.length;
-    f.forEach(function (value, i) { mu += y[i] * value / n; M += value * value / n; });
-    return mu / Math.max(M + decay, 1e-300);
-  }
-
-  function step(state, x, y, decay, h) {
-    // One explicit step of the normalised flow with retraction to the spheres, as in nclib.flow.
-    var V = state.V, rho = state.rho, N = y.length, hidden = forward(V, x), f = hidden[V.length][0];
-    var r = f.map(function (value, n) { return (y[n] - rho * value) / N; });
-    var pull = 0;
-    r.forEach(function (value, n) { pull += value * f[n]; });
-    var delta = [r.map(function (value) { return 2 * h * rho * value; })];
-    var keep = 1 - 2 * h * rho * pull;
-    for (var k = V.length - 1; k >= 0; k--) {
-      var below = hidden[k], next = null;
-      if (k > 0) {
-        next = below.map(function (unit, i) {
-          return unit.map(function (value, n) {
-            if (value <= 0) return 0;
-            var sum = 0;
-            for (var j = 0; j < delta.length; j++) sum += V[k][j][i] * delta[j][n];
-            return sum;
-          });
-        });
-      }
-      V[k] = V[k].map(function (row, j) {
-        return row.map(function (weight, i) {
-          var sum = 0;
-          for (var n = 0; n < N; n++) sum += delta[j][n] * below[i][n];
-          return weight * keep + sum;
-        });
-      });
-      var length = norm(V[k]);
-      V[k] = V[k].map(function (row) { return row.map(function (weight) { return weight / length; }); });
-      delta = next;
-    }
-    state.rho = rho + 2 * h * (pull - decay * rho);
-  }
-
-  function flow(problem, decay, rho0) {
-    // Records of rho, its resting value and all margins at the times of problem.times.
-    var state = { V: problem.V, rho: rho0 }, t = 0, depth = problem.V.length, out = [];
-    problem.times.forEach(function (until) {
-      while (t < until) {
-        var h = Math.min(until - t, problem.dt, 2 / Math.max(depth * state.rho * state.rho, 1e-300));
-        step(state, problem.x, problem.y, decay, h);
-        t = h >= until - t ? until : t + h;
-      }
-      var hidden = forward(state.V, problem.x), f = hidden[depth][0], sign = state.rho < 0 ? -1 : 1;
-      f = f.map(function (value) { return sign * value; });
-      out.push({
-        t: until, rho: Math.abs(state.rho), rhoEq: restingNorm(f, problem.y, decay),
-        margins: f.map(function (value, n) { return problem.y[n] * value; })
-      });
-    });
-    return out;
-  }
-
   /* --- drawing ----------------------------------------------------------------------------------------------- */
 
   function make(name, attributes, parent, text) {
@@ -145,7 +62,7 @@
 
   function Chart(parent, options) {
     // One pair of axes; draw(items) replaces what is in it.
-    var W = 360, H = options.square ? 360 : 270, top = 12, right = 12;
+    var W = 360, H = options.square ? 360 : options.low ? 205 : 270, top = 12, right = 12;
     var left = options.bare ? 24 : 58, bottom = options.bare ? 24 : 46;
     var svg = make("svg", { viewBox: "0 0 " + W + " " + H, role: "img", "class": "nc-chart" }, parent);
     make("rect", { x: 0, y: 0, width: W, height: H, fill: PAPER }, svg);
@@ -264,33 +181,35 @@
   var kinds = {};
 
   kinds.flow = function (box, spec) {
-    var controls = make("div", { "class": "nc-controls" }, box), charts = make("div", { "class": "nc-charts" }, box);
-    var decay = slider(controls, "weight decay λ", spec.decays, spec.start[0], later);
-    var rho0 = slider(controls, "initial norm ρ₀", spec.norms, spec.start[1], later);
-    var times = spec.problem.times, span = [times[0], times[times.length - 1]];
-    var norms = new Chart(charts, { title: "norm against time", x: { range: span, log: true, label: "time t" }, y: { range: spec.range, log: true, label: "norm ρ" } });
-    var margins = new Chart(charts, { title: "margins against time", x: { range: span, log: true, label: "time t" }, y: { range: spec.margins, log: false, label: "normalised margins mₙ" } });
-    legend(box, [
-      { colour: COLOURS[0], text: "ρ" }, { colour: COLOURS[1], dash: "dashed", text: "μ/(M + λ)" },
-      { colour: COLOURS[2], text: "margin of a training point" }, { colour: INK, dash: "dotted", text: "1/ρ" }
-    ]);
-    var told = make("p", { "class": "nc-told", "aria-live": "polite" }, box), timer = 0;
+    // Two panels, the same starts in both: without weight decay, and with the one chosen.
+    var controls = make("div", { "class": "nc-controls" }, box);
+    var decay = slider(controls, "weight decay λ", spec.decays, spec.start, draw);
+    var which = choice(controls, "show", spec.measures.map(function (m) { return m.label; }), draw);
+    var charts = make("div", { "class": "nc-charts" }, box), span = [spec.t[0], spec.t[spec.t.length - 1]];
+    var sides = ["without weight decay", "with weight decay"].map(function (words, side) {
+      var panel = make("div", {}, charts), head = make("p", { "class": "nc-head" }, panel);
+      var holders = spec.measures.map(function (measure) {
+        var holder = make("div", {}, panel);
+        holder.chart = new Chart(holder, { title: measure.label + " " + words, low: true, x: { range: span, log: true, label: "time t" }, y: { range: widen(measure.range, measure.log), log: measure.log, label: measure.label } });
+        return holder;
+      });
+      return { head: head, holders: holders };
+    });
+    legend(box, spec.norms.map(function (norm, i) { return { colour: COLOURS[i], text: "ρ₀ = " + short(norm) }; }));
+    var told = make("p", { "class": "nc-told", "aria-live": "polite" }, box);
     function draw() {
-      var path = flow({ V: spec.problem.V.slice(), x: spec.problem.x, y: spec.problem.y, times: times, dt: spec.problem.dt }, decay.value(), rho0.value());
-      var end = path[path.length - 1], pick = function (key) { return path.map(function (p) { return p[key]; }); };
-      var least = Math.min.apply(null, end.margins), most = Math.max.apply(null, end.margins);
-      var text = fill("With λ = {decay} and ρ₀ = {start} the norm ends at ρ = {rho}; its resting value μ/(M + λ) is {rest}. The margins end between {least} and {most}; 1/ρ is {inverse}.", { decay: decay.value(), start: rho0.value(), rho: end.rho, rest: end.rhoEq, least: least, most: most, inverse: 1 / end.rho });
-      norms.draw([
-        { kind: "line", x: times, y: pick("rhoEq").map(Math.abs), colour: COLOURS[1], dash: "dashed" },
-        { kind: "line", x: times, y: pick("rho"), colour: COLOURS[0] }
-      ], "Norm and its resting value against time. " + text);
-      margins.draw(end.margins.map(function (_, n) {
-        return { kind: "line", x: times, y: path.map(function (p) { return p.margins[n]; }), colour: COLOURS[2], width: 1.5 };
-      }).concat([{ kind: "line", x: times, y: pick("rho").map(function (v) { return 1 / v; }), colour: INK, dash: "dotted" }]), "Margins of the training points against time. " + text);
-      told.textContent = text;
-      box.dataset.result = JSON.stringify({ rho: end.rho, rhoEq: end.rhoEq, margins: end.margins });
+      var m = which.index(), k = decay.index();
+      sides.forEach(function (side, i) {
+        side.head.textContent = i ? "with weight decay λ = " + short(decay.value()) : "without weight decay";
+        make("strong", {}, side.head, spec.apart + "× → " + (i ? spec.spread[k + 1] : spec.spread[0]) + "×");
+        side.holders.forEach(function (holder, j) { holder.style.display = j === m ? "" : "none"; });
+        var runs = spec.curves[i ? k + 1 : 0][m];
+        side.holders[m].chart.draw(runs.map(function (values, n) {
+          return { kind: "line", x: spec.t, y: values, colour: COLOURS[n] };
+        }), spec.measures[m].label + (i ? " with" : " without") + " weight decay, against time. " + spec.told[k]);
+      });
+      told.textContent = spec.told[k];
     }
-    function later() { clearTimeout(timer); timer = setTimeout(draw, 30); }
     draw();
   };
 
@@ -366,7 +285,6 @@
   };
 
   window.ncExplore = {
-    flow: flow,
     start: function (id) {
       var box = document.getElementById(id);
       if (!box || box.dataset.started) return;

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _Draw = Callable[[Any], None]  # on axes
 _DIGITS = 4  # of numbers in a page's data; what is drawn is coarser
+_FITTED = 1e-6  # a squared error below this is drawn as this
 
 
 class Explorable:
@@ -67,76 +68,94 @@ def explore_flow(
     alt: str,
     name: str = "",
     seed: int = 0,
-    start: tuple[int, int] = (0, 0),
+    start: int = 0,
 ) -> Explorable:
-    r"""The flow of (ρ, V) with λ and ρ₀ to choose, integrated in the page itself.
+    r"""The flow of (ρ, V) from several initial norms: without weight decay, and beside it with a λ to choose.
 
-    The script takes the steps of `nclib.flow`, in the normalised model and without cooling, from the same initial
-    direction: the numbers that it shows are those of ``flow(problem, widths, …, cooling=0)`` to rounding.
+    The reader may look at the norm, at the smallest normalised margin and at the mean squared error; in words stand
+    the spread of the norms, largest over smallest, at the start and at both ends.
 
     Parameters
     ----------
     problem
-        Two classes; a small one (N·d·width of a few thousand), for a phone integrates it at every touch.
+        Two classes.
     widths, time, seed
-        As in `nclib.flow`.
-    weight_decay, rho0
-        The values of λ ≥ 0 and ρ₀ > 0 between which the reader chooses.
+        As in `nclib.flow`, from one initial direction.
+    weight_decay
+        The values of λ > 0 between which the reader chooses.
+    rho0
+        The initial norms.
     caption, alt, name
         What the figure says, a description for those who can't see it, and its anchor in the page.
     start
-        Which λ and which ρ₀ are chosen at first, as positions.
+        Which λ is chosen at first, as a position.
 
     Raises
     ------
     ValueError
-        As `nclib.flow`, and if `start` is no pair of positions.
+        As `nclib.flow`; if a λ is not positive, or `start` is no position.
 
     Examples
     --------
     >>> from nclib.data import data
     >>> points = data("teacher", n=4, d=2)
-    >>> explore_flow(points, (4,), weight_decay=[0.01], rho0=[1.0], time=5, caption="…", alt="The flow.")
-    Explorable('flow'): The flow.
+    >>> explore_flow(points, (4,), weight_decay=[0.01], rho0=[0.1, 1], time=5, caption="…", alt="Two flows.")
+    Explorable('flow'): Two flows.
     """
     from ..theory.flow import flow
-    from ..theory.relu import random_directions
 
-    decays, norms = [float(v) for v in weight_decay], [float(v) for v in rho0]
-    if not (0 <= start[0] < len(decays) and 0 <= start[1] < len(norms)):
-        raise ValueError(f"start={start}: positions in weight_decay (of {len(decays)}) and rho0 (of {len(norms)})")
-    dt = 0.05
-    run = flow(problem, widths, weight_decay=decays, rho0=norms, seed=seed, time=time, dt=dt, cooling=0, records=60)
-    history = run.history
-    V = random_directions((run.x.shape[2], *widths, 1), [seed])
-    late = history[history["t"] > 0]
-    least, most = float(late["rho"].min()), float(late["rho"].max())
-    times = late.loc[late["member"] == 0, "t"]
-    bound = float(np.abs(run.f).max()) * 1.4
+    decays = [float(v) for v in weight_decay]
+    if not decays or min(decays) <= 0:
+        raise ValueError(f"weight_decay={decays}: give positive values; the flow without is always shown beside")
+    if not 0 <= start < len(decays):
+        raise ValueError(f"start={start}: a position in weight_decay (of {len(decays)})")
+    run = flow(problem, widths, weight_decay=[0.0, *decays], rho0=list(rho0), seed=seed, time=time, records=60)
+    late = run.history[run.history["t"] > 0]
+    measures = {"rho": "norm ρ", "margin_min": "smallest margin", "mse": "squared error"}
+    late = late.assign(mse=late["mse"].clip(lower=_FITTED))
+    curves = {key: rows.sort_values("t") for key, rows in late.groupby(["weight_decay", "rho0"])}
+    times = curves[0.0, float(rho0[0])]["t"]
+    ends = run.final.groupby("weight_decay")
+    spread = (ends["rho"].max() / ends["rho"].min()).map("{:.2f}".format)
+    apart = max(rho0) / min(rho0)
     spec = {
         "kind": "flow",
         "decays": decays,
-        "norms": norms,
-        "start": list(start),
-        "range": [least / 1.2, most * 1.2],
-        "margins": [-0.3 * bound, bound],
-        "problem": {
-            "x": run.x[0].tolist(),
-            "y": run.y[0].tolist(),
-            "V": [v[0].tolist() for v in V],
-            "times": times.tolist(),
-            "dt": dt,
-        },
+        "norms": [float(v) for v in rho0],
+        "start": start,
+        "t": _numbers(times),
+        "measures": [
+            {"label": label, "log": m != "margin_min", "range": [float(late[m].min()), float(late[m].max())]}
+            for m, label in measures.items()
+        ],
+        "curves": [  # of each λ, the first of them 0: for each measure the curve of each start
+            [[_numbers(curves[decay, float(norm)][m]) for norm in rho0] for m in measures]
+            for decay in (0.0, *decays)
+        ],
+        "apart": f"{apart:.4g}",
+        "spread": [spread[decay] for decay in (0.0, *decays)],
+        "told": [_told(f"{apart:.4g}", spread, ends, decay) for decay in decays],
     }
-    chosen = late[(late["weight_decay"] == decays[start[0]]) & (late["rho0"] == norms[start[1]])]
 
     def draw(axes: Any) -> None:
-        axes.loglog(chosen["t"], chosen["rho"], label="ρ")
-        axes.loglog(chosen["t"], chosen["rho_eq"].abs(), "--", label="μ/(M + λ)")
-        axes.set(xlabel="time t", ylabel="norm ρ", ylim=spec["range"])
+        for norm in rho0:
+            for decay, line in ((0.0, ":"), (decays[start], "-")):
+                label = f"λ = {decay:g}" if norm == rho0[0] else None
+                axes.loglog(times, curves[decay, float(norm)]["rho"], line, color="C0", label=label)
+        axes.set(xlabel="time t", ylabel=measures["rho"])
         axes.legend()
 
     return Explorable(spec, draw, caption, alt, name)
+
+
+def _told(apart: str, spread: pd.Series, ends: Any, decay: float) -> str:
+    low, high, margin = ends["rho"].min(), ends["rho"].max(), ends["margin_min"].mean()
+    return (
+        f"The initial norms are {apart} times apart. Without weight decay the norms end {spread[0.0]} times apart, "
+        f"from {low[0.0]:.3g} to {high[0.0]:.3g}; with λ = {decay:g} they end {spread[decay]} times apart, at "
+        f"{low[decay]:.3g}, with a smallest margin of {margin[decay]:.3g} and a squared error of "
+        f"{ends['mse'].mean()[decay]:.2g}."
+    )
 
 
 def explore_curves(

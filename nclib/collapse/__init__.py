@@ -347,7 +347,7 @@ class SimplexView(NamedTuple):
 
 
 def simplex_view(features: Array, labels: Array, weight: Array | None = None) -> SimplexView:
-    r"""Features, class means and classifier in the space of the centred class means (Chapter 6).
+    r"""Features, class means and classifier in the space of the centred class means (Chapter 10).
 
     For three classes this space is a plane, and the view a picture. With M̄ the centred class means (K×d) and E a
     fixed simplex ETF in K − 1 dimensions, the axes are the orthonormal d×(K − 1) matrix Q that turns M̄Q as near

@@ -312,7 +312,7 @@ def mlp(widths: Sequence[int] = (64, 64), norm: Norm = "none", *, eps: float = 1
         sphere, $‖V_k‖ = 1$, after each step.
     eps
         BN's ε, ≥ 0.  The usual 1e-5 is *not* small against the variances of unit-norm inputs under
-        small initial norms: the layer is then no longer scale-invariant (Chapter 4).  Where a theorem
+        small initial norms: the layer is then no longer scale-invariant (Chapter 6).  Where a theorem
         about scale invariance is tested take eps=0, or one far below the smallest variance.  With
         eps=0 a channel that is constant over the batch gives NaN.
 

@@ -11,7 +11,7 @@ of its folded form.
 **A trap.**  It is tempting to divide the *norm* of the layer by the norm of the vector of standard
 deviations, $‖W‖_F/‖s‖_2$, instead of dividing each row by its own.  Where the $C$ channels have equal $s$,
 that is too small by $\sqrt C$ for each normalised layer, a factor of $\sqrt{32·64·128} = 512$ for `convnet()`
-(Chapters 1 and 8).  With unequal $s$ (and rows of equal norm, ε = 0) it is worse, by Cauchy and Schwarz:
+(Chapters 1 and 15).  With unequal $s$ (and rows of equal norm, ε = 0) it is worse, by Cauchy and Schwarz:
 $\sum_i s_i^2\sum_i s_i^{-2} ≥ C^2$.
 """
 

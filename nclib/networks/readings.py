@@ -145,7 +145,7 @@ def low_rank_distance(weight: Tensor) -> Tensor:
     r"""Distance of a matrix to the matrices of rank at most r, $\sqrt{\sum_{i>r}s_i^2}$, for every r.
 
     The distance is in the Frobenius norm, the $s_i$ are the singular values in falling order, and the
-    formula is the theorem of Eckart and Young (1936); Chapter 7.
+    formula is the theorem of Eckart and Young (1936); Chapter 13.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ class Balance(NamedTuple):
 
 
 def balance(net: Net) -> Balance:
-    r"""How far neighbouring layers are from balance, for layers and neuron by neuron (Chapter 5).
+    r"""How far neighbouring layers are from balance, for layers and neuron by neuron (Chapter 8).
 
     $ρ_k^2 - ρ_{k+1}^2$, and $‖\text{row}_i\hat W_k‖^2 - ‖\text{column}_i\hat W_{k+1}‖^2$ for each neuron
     (channel) i.  For plain bias-free networks gradient flow conserves both; with weight decay
@@ -231,7 +231,7 @@ class LastLayer(NamedTuple):
 
 @torch.no_grad()
 def last_layer(net: Net, x: Tensor, *, chunk: int = 1024) -> LastLayer:
-    r"""What the last layer sees and does: features $h_n$, and $W$, $b$ with $f(x_n)=Wh_n+b$ (Chapter 6).
+    r"""What the last layer sees and does: features $h_n$, and $W$, $b$ with $f(x_n)=Wh_n+b$ (Chapter 11).
 
     Parameters
     ----------
@@ -266,7 +266,7 @@ def last_layer(net: Net, x: Tensor, *, chunk: int = 1024) -> LastLayer:
 
 
 def per_sample_gradients(net: Net, x: Tensor, y: Tensor, *, weight_decay: float = 0.0) -> list[Tensor]:
-    r"""Gradient in every layer of the loss of each point, $g_{n,k}=\nabla_{W_k}\ell_n+2λW_k$ (Chapter 7).
+    r"""Gradient in every layer of the loss of each point, $g_{n,k}=\nabla_{W_k}\ell_n+2λW_k$ (Chapter 14).
 
     $\ell_n=(f_W(x_n)-y_n)^2$, the mean over the outputs where there are several.  The gradient on a
     mini-batch is the mean of its points' $g_{n,k}$, and that of the whole loss

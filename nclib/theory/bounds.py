@@ -4,7 +4,7 @@ The class behind everything here: functions f_V(x) = V_L σ(V_{L-1} … σ(V_1 x
 ‖V_k‖_F ≤ 1 and any widths. A trained network belongs to it once its outputs are divided by ρ = Π ‖W_k‖_F.
 Biases, which folded batch normalisation leaves behind, take a network out of the class.
 The depth, and the architecture of a convolutional network, must be chosen before seeing the data; the norms
-need not be, they are what the margin measures. Chapter 3.
+need not be, they are what the margin measures. Chapters 4 and 5.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class MarginBound(NamedTuple):
 
 
 def rademacher_bound(n: int, depth: int, radius: float = 1.0, patches: Sequence[int] | None = None) -> float:
-    """Bound on the empirical Rademacher complexity of networks whose layers have unit Frobenius norms (Chapter 3).
+    """Bound on the empirical Rademacher complexity of networks whose layers have unit Frobenius norms (Chapter 5).
 
     R_N = E_ε sup_V (1/N) Σₙ εₙ f_V(xₙ) ≤ (√(2 L ln 2) + 1) · radius / √N, and for convolutions
 
@@ -84,9 +84,9 @@ def rademacher_bound(n: int, depth: int, radius: float = 1.0, patches: Sequence[
 
     Notes
     -----
-    *Dense:* Theorem 1 of Golowich, Rakhlin & Shamir (2018) as published, with L ln 2 where the proof, in Chapter 3,
+    *Dense:* Theorem 1 of Golowich, Rakhlin & Shamir (2018) as published, with L ln 2 where the proof, in Chapter 5,
     gives (L − 1) ln 2. *Convolutional:* by the same peeling, position by position, an idea of Galanti, Xu, Galanti
-    & Poggio (2023); the constants are derived in Chapter 3. Weights may but need not be shared, and patches may
+    & Poggio (2023); the constants are derived in Chapter 5. Weights may but need not be shared, and patches may
     overlap; average pooling and residual connections are not covered.
     """
     for name, value in (("n", n), ("depth", depth)):
@@ -269,7 +269,7 @@ def margin_bound(
     Notes
     -----
     The bound of Koltchinskii & Panchenko (2002) and Bartlett & Mendelson (2002), by symmetrisation, McDiarmid's
-    inequality twice, δ/2 each, and contraction without absolute values; Chapter 3 proves it. Were the bound on R_N
+    inequality twice, δ/2 each, and contraction without absolute values; Chapter 5 proves it. Were the bound on R_N
     known before seeing the data, √(ln(1/δ) / 2N) could stand for the last term; as it is, `radius` may be
     measured on the training set.
     """

@@ -59,7 +59,7 @@ def equilibrium_loss(f: Arrays, y: Arrays, weight_decay: Arrays) -> Any:
 
 
 def minimum_norm(x: Arrays, y: Arrays) -> Array:
-    """Smallest w among those that minimise ‖X w − y‖, that is X⁺ y: the limit λ → 0 of `ridge` (Chapter 2).
+    """Smallest w among those that minimise ‖X w − y‖, that is X⁺ y: the limit λ → 0 of `ridge` (Chapter 3).
 
     Gradient descent on the square loss ends there when it starts at zero. Singular values of X below
     max(N, d) · 2.2e-16 · the largest count as zero.
@@ -80,7 +80,7 @@ def minimum_norm(x: Arrays, y: Arrays) -> Array:
 
 
 def ridge(x: Arrays, y: Arrays, weight_decay: float) -> Array:
-    """Minimiser of (1/N) ‖X w − y‖² + λ ‖w‖², w_λ = (XᵀX + N λ I)⁻¹ Xᵀ y, (d,) or (d, K) (Chapter 2).
+    """Minimiser of (1/N) ‖X w − y‖² + λ ‖w‖², w_λ = (XᵀX + N λ I)⁻¹ Xᵀ y, (d,) or (d, K) (Chapter 3).
 
     Computed from the singular values s of X as V [s/(s² + N λ)] Uᵀ y, which, unlike the normal equations, keeps its
     accuracy as λ → 0.
@@ -116,7 +116,7 @@ def interpolant_from(x: Arrays, y: Arrays, w0: Arrays, depth: int = 1) -> Array:
 
         X⁺ y + z (s/‖w₀‖)^(1−1/L),   where s > 0 solves s² = ‖X⁺ y‖² + ‖z‖² (s/‖w₀‖)^(2−2/L)
 
-    (Chapters 2 and 5).
+    (Chapters 3 and 9).
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ def interpolant_from(x: Arrays, y: Arrays, w0: Arrays, depth: int = 1) -> Array:
 
 
 def growth_clock(rho: Arrays, depth: int) -> Any:
-    """The function q of the norm whose rate along a balanced flow is 2L (μ − ρM), whatever the norm (Chapter 5).
+    """The function q of the norm whose rate along a balanced flow is 2L (μ − ρM), whatever the norm (Chapter 8).
 
     q = ∫ ρ^(2/L−2) dρ: ρ for L = 1, ln ρ for L = 2, and −ρ^(−(1−2/L))/(1 − 2/L) for L > 2. Time to grow from
     ρ_a to ρ_b where μ − ρM is constant: [q(ρ_b) − q(ρ_a)]/(2L (μ − ρM)).
@@ -197,7 +197,7 @@ def growth_clock(rho: Arrays, depth: int) -> Any:
 
 
 def linear_escape_time(rho0: float, level: float, depth: int, size: float, angle: float) -> float:
-    """Time that a deep linear network needs to grow from the norm ρ₀ to a level ρ₀ < r ≪ 1 (Chapter 5).
+    """Time that a deep linear network needs to grow from the norm ρ₀ to a level ρ₀ < r ≪ 1 (Chapter 9).
 
     For an exactly balanced start w of norm ρ₀ at the angle φ₀ to β = ⟨y x⟩, up to a relative error of order r and
     in the units of the flow of ⟨(f − y)²⟩,
@@ -238,7 +238,7 @@ def simplex_etf(classes: int, dim: int | None = None, seed: int = 0) -> Array:
     """K unit vectors at equal angles, as far apart as K vectors can be: a simplex equiangular tight frame.
 
     One vector a row, (K, dim): the rows sum to zero, have norm 1, and any two of them have cosine −1/(K − 1).
-    The geometry of neural collapse: Papyan, Han & Donoho (2020), Chapter 6.
+    The geometry of neural collapse: Papyan, Han & Donoho (2020), Chapter 10.
 
     Parameters
     ----------
@@ -355,7 +355,7 @@ def ufm_minimiser(
     *Equal sizes, bias:* K − 1 singular values √n, class means in a simplex ETF of squared norms
     s √(λ_W/λ_H) (K − 1)/(K n). *No bias:* the singular values are √n_c, and the class means are orthogonal, of
     squared norms s_c √(λ_W/λ_H)/n_c. Compare Zhou et al. (2022), *On the optimization landscape of neural collapse
-    under MSE loss*, and Dang et al. (2023). Chapter 6.
+    under MSE loss*, and Dang et al. (2023). Chapter 10.
     """
     sizes = class_sizes(classes, per_class)
     for name, value in (("weight_decay_w", weight_decay_w), ("weight_decay_h", weight_decay_h)):

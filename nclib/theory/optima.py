@@ -66,7 +66,7 @@ def convex_optimum(problem: Data, weight_decay: float, *, weight_decay_on: str =
 
     or + 2λG for weight decay λ(‖W_1‖² + ‖W_2‖²). A neuron (w, a) with a > 0 is v = a w, with a < 0 it is u = −a w;
     at fixed products |a|‖w‖ the norms are smallest when ‖w‖ ∝ |a| over neurons, where ρ = ‖W_1‖‖W_2‖ = G.
-    Pilanci and Ergen (2020); Chapters 2 and 5. Needs CVXPY (``pip install cvxpy``). Returns a `ConvexOptimum`.
+    Pilanci and Ergen (2020); Chapters 3 and 9. Needs CVXPY (``pip install cvxpy``). Returns a `ConvexOptimum`.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def ufm_descent(
     seed: int = 0,
     init: float = 1.0,
 ) -> UFMinimiser:
-    """Minimise the unconstrained-features model by gradients, from a random start (Chapter 6).
+    """Minimise the unconstrained-features model by gradients, from a random start (Chapter 10).
 
     Quasi-Newton steps (SciPy's L-BFGS-B) go down the objective of `ufm_minimiser`, and the result has its form.
     Nothing of the solution is built in: the start is Gaussian, and the steps see gradients only.

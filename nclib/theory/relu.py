@@ -68,7 +68,7 @@ def tangent_kernel(layers: Layers, x: Array, *, leak: float = 0.0) -> Array:
     """Tangent kernel on the training points, Θ = (1/N) Σ_k J_k J_kᵀ, (B, N, N), J_k the Jacobian of f in layer k.
 
     For a fully connected layer (J_k J_kᵀ)_nm is the inner product of what comes in times that of what is
-    propagated back, so that no Jacobian is formed. Jacot, Gabriel & Hongler (2018); Chapters 2 and 5.
+    propagated back, so that no Jacobian is formed. Jacot, Gabriel & Hongler (2018); Chapters 2 and 9.
 
     Parameters
     ----------

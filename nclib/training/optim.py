@@ -148,7 +148,7 @@ def sgd(
 
     Notes
     -----
-    The loss is that of Chapters 2 to 6.  M. Xu et al., "Dynamics in deep classifiers trained with the
+    The loss is that of Chapters 2 to 11.  M. Xu et al., "Dynamics in deep classifiers trained with the
     square loss", Research 6:0024 (2023).
 
     Examples

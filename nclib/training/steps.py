@@ -1,6 +1,6 @@
 r"""Training seen step by step: how far each step turns each layer, and how it changes its norm.
 
-`nclib.train` looks at a network every few epochs.  The statements about scale-invariant layers (Chapter 4) are
+`nclib.train` looks at a network every few epochs.  The statements about scale-invariant layers (Chapter 6) are
 about single steps: a layer $W$ with gradient $g$ turns by the angle θ between $W$ and $W' = W-η(g+2λW)$.
 """
 
@@ -115,7 +115,7 @@ def step_by_step(
 
     Notes
     -----
-    Everything is held in memory: 8 (3L + 1) bytes a step and network.  Chapter 4.
+    Everything is held in memory: 8 (3L + 1) bytes a step and network.  Chapter 6.
 
     Examples
     --------

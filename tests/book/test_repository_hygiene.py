@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from conftest import ROOT
 
-from bookkit import notebooks
+from bookkit import notebooks, page_parts
 
 CHAPTERS = notebooks.chapters(ROOT)
 TEXT = {
@@ -166,3 +166,20 @@ def test_nothing_imports_in_circles() -> None:
             graph[name] |= {inner if (inner := f"{source}.{a.name}") in known else source for a in node.names}
     assert {"nclib.scale", "bookkit.notebooks"} <= set().union(*graph.values())
     graphlib.TopologicalSorter(graph).prepare()  # raises a CycleError that names the circle
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
+def test_code_in_view_is_short_and_fits_on_the_page(chapter: Path) -> None:
+    """What sets up, draws or claims is folded; the rest is the experiment, which one reads."""
+    if not re.match(r"\d", chapter.stem):
+        return
+    wide, long = [], []
+    for cell in notebooks.notebook(chapter.read_text("utf-8")).cells:
+        hidden = "hide-input" in cell.metadata.get("tags", []) or "figure" in cell.metadata.get("mystnb", {})
+        if cell.cell_type != "code" or hidden or "nc.chapter(" in cell.source:
+            continue
+        lines = cell.source.splitlines()
+        lines = "\n".join(lines[: page_parts.first_claim(cell.source)]).rstrip().splitlines()
+        wide += [line for line in lines if len(line) > 88]
+        long += [f"{len(lines)} lines: {lines[0]}"] if len(lines) > 20 else []
+    assert (wide, long) == ([], [])

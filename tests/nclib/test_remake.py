@@ -164,7 +164,7 @@ def test_the_published_norm_agrees_without_bn_and_is_off_by_the_predicted_factor
 
 def test_the_chapter_has_the_same_formula() -> None:
     body = inspect.getsource(remake.published).split('"""')[2]
-    assert body in (ROOT / "chapters" / "08_at_scale.md").read_text("utf-8")
+    assert body in (ROOT / "chapters" / "15_at_scale.md").read_text("utf-8")
 
 
 # --- a real Dask cluster

@@ -1,8 +1,9 @@
-"""Chapter 4, every proof by a second route: symbols, finite differences, and dynamics without any network."""
+"""BN's two chapters, every proof by a second route: symbols, finite differences, dynamics without any network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from scipy.optimize import brentq
 from bookkit import notebooks
 
 Array = NDArray[np.float64]
-CHAPTER = ROOT / "chapters" / "04_bn_singularity.md"
+TURNS, SINGULAR = "06_batch_normalisation", "07_bn_singularity"
 
 
 # --- thm-scale-invariance and prop-epsilon: finite differences of a network in NumPy -----------------------------
@@ -321,63 +322,66 @@ def test_delay_of_the_explosion_to_leading_order() -> None:
 # --- the exercises' solutions -------------------------------------------------------------------------------------
 
 
-def cells() -> list[str]:
-    made = notebooks.notebook(CHAPTER.read_text("utf-8"))
-    return [cell.source for cell in made.cells if cell.cell_type == "code"]
-
-
-@pytest.fixture(scope="module")
-def namespace(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What the solutions use, from the chapter's own cells; without their claims."""
+def run_cells(chapter: str, marks: tuple[str, ...], folder: Path) -> Iterator[dict[str, Any]]:
+    """What the solutions of a chapter use, from its cells that hold one of `marks`; without their claims."""
     import matplotlib.pyplot as plt
 
     import nclib as nc
 
+    made = notebooks.notebook((ROOT / "chapters" / f"{chapter}.md").read_text("utf-8"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NCLIB_CLAIMS", str(tmp_path_factory.mktemp("claims")))
+        patch.setenv("NCLIB_CLAIMS", str(folder))
         patch.setattr(nc, "claim", lambda *_, **__: None)
-        names: dict[str, Any] = {"nc": nc}
-        for mark in ("import matplotlib", "def bn_network", "def teacher", "def weights", "def relu_network"):
-            (source,) = [cell for cell in cells() if cell.lstrip().startswith(mark) or f"\n{mark}" in cell]
+        names: dict[str, Any] = {}
+        for mark in ("nc.chapter(", *marks):
+            (source,) = [cell.source for cell in made.cells if cell.cell_type == "code" and mark in cell.source]
             exec(source, names)
-        torch = names["torch"]
-        names["eight"] = names["teacher"](names["seeds"][0], 8)
-        names["random_labels"] = nc.data(
-            "digits", classes=(3, 8), n=100, noise=1.0, seed=names["seeds"][0], dtype=torch.float64
-        )
-        (source,) = [cell for cell in cells() if "def explosion" in cell]
-        exec(source, names)
         yield names
         plt.close("all")
 
 
-def test_solution_decay_convention(namespace: dict[str, Any]) -> None:
-    degrees, steps = solution(CHAPTER.stem, "ex-decay-convention", **namespace)
+@pytest.fixture(scope="module")
+def turns(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    marks = ("def turn(", "def bn_network", "def sharpness", "def explosion")
+    yield from run_cells(TURNS, marks, tmp_path_factory.mktemp("claims"))
+
+
+@pytest.fixture(scope="module")
+def singular(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    yield from run_cells(SINGULAR, ("def full_hessian", "clusters ="), tmp_path_factory.mktemp("claims"))
+
+
+def test_solution_decay_convention(turns: dict[str, Any]) -> None:
+    degrees, steps = solution(TURNS, "ex-decay-convention", **turns)
     assert degrees == pytest.approx(0.573, abs=1e-3)
     assert steps == pytest.approx(13_863, abs=1)
 
 
-def test_solution_drop(namespace: dict[str, Any]) -> None:
-    right_after, after_720, end = solution(CHAPTER.stem, "ex-drop", **namespace)
+def test_solution_drop(turns: dict[str, Any]) -> None:
+    right_after, after_720, end = solution(TURNS, "ex-drop", **turns)
     assert right_after == pytest.approx(0.1, rel=0.3)
     assert after_720 == pytest.approx((1 + 9 * np.exp(-8 * 0.0004 * 720)) ** -0.5, rel=0.1)
     assert end == pytest.approx(10**-0.5, rel=0.03)
 
 
-def test_solution_momentum(namespace: dict[str, Any]) -> None:
-    np.testing.assert_allclose(solution(CHAPTER.stem, "ex-momentum", **namespace), 19, rtol=1e-3)
+def test_solution_momentum(turns: dict[str, Any]) -> None:
+    np.testing.assert_allclose(solution(TURNS, "ex-momentum", **turns), 19, rtol=1e-3)
 
 
-def test_solution_float32(namespace: dict[str, Any]) -> None:
-    earlier = solution(CHAPTER.stem, "ex-float32", **namespace)
-    delay = namespace["forecast"][:, 1] - namespace["forecast"][:, 0]
+def test_solution_float32(turns: dict[str, Any]) -> None:
+    earlier = solution(TURNS, "ex-float32", **turns)
+    delay = turns["forecast"][:, 1] - turns["forecast"][:, 0]
     # √(ln(Δ/δ)) in single over double precision, with Δ about 1e-4
     ratio = np.sqrt(np.log(1e-4 / 2.0**-23) / np.log(1e-4 / 2.0**-52))
     np.testing.assert_allclose(earlier / delay, 1 - ratio, atol=0.05)
 
 
-def test_solution_spectrum(namespace: dict[str, Any]) -> None:
-    counts, at_least = solution(CHAPTER.stem, "ex-spectrum", **namespace)
+def test_solution_spectrum(singular: dict[str, Any]) -> None:
+    counts, at_least = solution(SINGULAR, "ex-spectrum", **singular)
     assert counts[0] == 8 - 2
     assert counts[2] == 8
     assert counts[1] >= at_least
+
+
+def test_solution_one_neuron() -> None:
+    np.testing.assert_allclose(solution(SINGULAR, "ex-one-neuron"), [0.4, 3.6], rtol=1e-12)

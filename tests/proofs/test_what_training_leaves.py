@@ -1,4 +1,7 @@
-"""The proofs of Chapter 7 by other routes than its own: symmetries, solvers, enumeration, exact moments."""
+"""What training leaves, low rank and the noise of SGD, by other routes than the chapters' own.
+
+Symmetries, solvers, enumeration, exact moments.
+"""
 
 from __future__ import annotations
 
@@ -407,8 +410,9 @@ def test_shuffling_by_enumeration_of_all_orders(batch):
 
 
 def solutions():
-    """The Python blocks of the chapter's solutions, by the exercise's label."""
-    text = (ROOT / "chapters" / "07_what_training_leaves.md").read_text("utf-8")
+    """The Python blocks of the three chapters' solutions, by the exercise's label."""
+    names = ("12_what_training_leaves", "13_low_rank", "14_sgd_noise")
+    text = "\n".join((ROOT / "chapters" / f"{name}.md").read_text("utf-8") for name in names)
     pattern = r":::\{solution\} (\S+)\n.*?```python\n(.*?)```"
     return dict(re.findall(pattern, text, flags=re.DOTALL))
 
@@ -421,7 +425,7 @@ def run_solution(label):
     seeds = nc.seeds(5)
     names = {
         "np": np, "torch": torch, "nc": nc, "seeds": seeds,
-        "six": nc.data("teacher", n=6, d=20, seed=seeds[0], dtype=F64),
+        "teacher": lambda seed: nc.data("teacher", n=6, d=20, seed=seed, dtype=F64),
     }  # fmt: skip
     exec(compile(ast.Module(tree.body, []), label, "exec"), names)
     return eval(compile(ast.Expression(last.value), label, "eval"), names)

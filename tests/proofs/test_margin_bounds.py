@@ -1,4 +1,4 @@
-"""Chapter 3's proofs by another route: enumeration of coins, symbols, quadrature, and other algorithms."""
+"""The margin bound's proofs by another route: enumeration of coins, symbols, quadrature, and other algorithms."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def largest_deviation_and_complexity(cells: int, n: int) -> tuple[np.ndarray, np
 
 
 def test_all_sets_of_cells_attain_symmetrisation_and_contraction():
-    # What Chapter 3 uses for a million cells, against every set, every sign and every training set of few cells.
+    # What the chapter uses for a million cells, against every set, every sign and every training set of few cells.
     cells, n = 6, 3
     deviation, complexity = largest_deviation_and_complexity(cells, n)
     drawn = [np.unique(draw, return_counts=True)[1] for draw in itertools.product(range(cells), repeat=n)]

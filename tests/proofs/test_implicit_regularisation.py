@@ -1,5 +1,5 @@
-"""The proofs of chapter 5, each by another route than the chapter's: automatic differentiation of other losses,
-hand-made integrators, closed forms, brute force. And the code of its exercises' solutions.
+"""The proofs of chapters 8 and 9, each by another route than the chapter's: automatic differentiation of other
+losses, hand-made integrators, closed forms, brute force. And the code of their exercises' solutions.
 """
 
 from __future__ import annotations
@@ -389,7 +389,7 @@ def test_no_gradient_reaches_what_the_data_do_not_show():
 # --- exercises ---------------------------------------------------------------------------------------
 
 
-def numbers(label):
+def numbers(label, chapter="08_implicit_regularisation"):
     """What one solution prints."""
     seeds = nc.seeds(5)
 
@@ -398,7 +398,7 @@ def numbers(label):
 
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        solution("05_implicit_regularisation", label, teacher=teacher, digits=digits, seeds=seeds)
+        solution(chapter, label, teacher=teacher, digits=digits, seeds=seeds)
     return [float(word) for word in printed.getvalue().split()]
 
 
@@ -422,7 +422,7 @@ def test_two_layers_out_of_balance():
 
 
 def test_the_price_of_pointing_the_wrong_way():
-    depths, extra, factor = np.reshape(numbers("ex-wrong-way"), (3, 3)).T
+    depths, extra, factor = np.reshape(numbers("ex-wrong-way", "09_lazy_and_linear"), (3, 3)).T
     assert depths.tolist() == [2, 3, 4]
     assert extra[0] == pytest.approx(-2 * math.log(math.cos(math.radians(85))), rel=0.02)
     assert -2 * math.log(math.cos(math.radians(85))) == pytest.approx(4.9, abs=0.05)
@@ -438,3 +438,17 @@ def test_adam_keeps_nothing():
     coarse, fine = numbers("ex-adam")
     assert abs(fine) > 0.1
     assert coarse == pytest.approx(fine, rel=0.2)
+
+
+def test_one_layer_moves_as_told_at_every_size_by_the_exercise():
+    distance, told, grown, formula = numbers("ex-lazy-one-layer", "09_lazy_and_linear")
+    assert distance == pytest.approx(told)
+    assert grown == pytest.approx(formula)
+    assert grown > 1.001
+
+
+def test_how_small_a_layer_must_be_does_not_depend_on_the_depth():
+    depths, away, told = np.reshape(numbers("ex-small-enough", "09_lazy_and_linear"), (4, 3)).T
+    assert depths.tolist() == [1, 2, 3, 4]
+    assert away == pytest.approx(told, rel=1e-3)
+    assert max(away) < 0.03

@@ -1,4 +1,6 @@
-"""Chapter 6: each proof by another route than the chapter's, and the exercises' solutions, executed."""
+"""Neural collapse, free features and real ones: each proof by another route than the chapters', and the exercises'
+solutions, executed.
+"""
 
 from __future__ import annotations
 
@@ -301,23 +303,23 @@ def test_split_by_explicit_projection(weight_decay):
 
 
 def test_solution_two_codings():
-    assert solution("06_neural_collapse", "ex-two-codings") == dict.fromkeys(
+    assert solution("10_free_features", "ex-two-codings") == dict.fromkeys(
         ("nc1", "nc2_norm_weights", "nc2_angle_weights", "nc3", "nc4"), 0
     )
 
 
 def test_solution_saddle():
-    found, formula = solution("06_neural_collapse", "ex-saddle")
+    found, formula = solution("10_free_features", "ex-saddle")
     assert formula < 0
     assert found == pytest.approx(formula, rel=1e-10)
 
 
 def test_solution_linear_binary():
-    features, outputs = solution("06_neural_collapse", "ex-linear-binary")
+    features, outputs = solution("11_neural_collapse", "ex-linear-binary")
     assert outputs > 1e-3
     assert features == pytest.approx(outputs, rel=1e-6)
 
 
 def test_solution_extra_layer():
-    predicted, found = solution("06_neural_collapse", "ex-extra-layer")
+    predicted, found = solution("11_neural_collapse", "ex-extra-layer")
     np.testing.assert_allclose(found.numpy()[:3], predicted, rtol=1e-5)

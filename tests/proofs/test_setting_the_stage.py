@@ -1,4 +1,4 @@
-"""Chapter 1, each proof by a second route: exact arithmetic, symbols, or fifty digits."""
+"""Setting the stage, each proof by a second route: exact arithmetic, symbols, or fifty digits."""
 
 from __future__ import annotations
 
