@@ -233,7 +233,7 @@ def fold_hidden(cell: HideCodeCellNode) -> None:
     """A cell tagged ``hide-input``, folded as all else that is folded."""
     words = escape(cell["prompt_show"])
     opening = raw(f'<details class="nc-more"><summary>{words}</summary>')
-    cell.replace_self([opening, *cell.children, raw("</details>")])
+    cell.parent.replace(cell, [opening, *cell.children, raw("</details>")])
 
 
 def fold_code(cell: nodes.container) -> None:
