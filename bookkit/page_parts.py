@@ -231,9 +231,11 @@ def tell_claims(shown: Shown, cell: nodes.container) -> None:
 
 def fold_hidden(cell: HideCodeCellNode) -> None:
     """A cell tagged ``hide-input``, folded as all else that is folded."""
-    words = escape(cell["prompt_show"])
-    opening = raw(f'<details class="nc-more"><summary>{words}</summary>')
-    cell.parent.replace(cell, [opening, *cell.children, raw("</details>")])
+    source = cell.children[0]
+    opening = raw(f'<details class="nc-more"><summary>{escape(cell["prompt_show"])}</summary>')
+    source.insert(0, opening)
+    source += raw("</details>")
+    cell.parent.replace(cell, cell.children)
 
 
 def fold_code(cell: nodes.container) -> None:

@@ -154,7 +154,7 @@ def test_the_figure_to_play_with_shows_what_is_said_of_it_at_every_position_of_i
     end = run.final
     without, decayed = end[end.weight_decay == 0], end[end.weight_decay > 0]
     large = without[without.rho0 > 1]
-    assert (abs(large.rho / large.rho0 - 1) < 0.05).all()  # without decay a large start stays large
+    assert (large.rho > 0.99 * large.rho0).all()  # without decay a large start stays large
     norms = decayed.groupby("weight_decay").rho
     assert len(norms) == len(made["weight_decay"])
     assert (norms.max() / norms.min() - 1).max() < 1e-3  # with it every start ends at the same norm,
