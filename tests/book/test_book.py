@@ -135,6 +135,19 @@ def test_search_finds_margin(base: str, browser: Browser) -> None:
         assert reader.wrong == []
 
 
+@pytest.mark.parametrize("width", [1360, 390])
+def test_links_into_a_page_land_where_they_point(width: int, served: str, browser: Browser) -> None:
+    with Reader(browser, viewport={"width": width, "height": 844}) as reader:
+        page = reader.open(served + CHAPTERS[5])
+        labels = page.evaluate("[...document.querySelectorAll('.proof.admonition[id]')].map(e => e.id)")
+        for label in (labels[len(labels) // 2], labels[-1]):
+            page.goto("about:blank")
+            reader.open(f"{served}{CHAPTERS[5]}#{label}")
+            page.wait_for_timeout(300)
+            top = page.evaluate("label => document.getElementById(label).getBoundingClientRect().top", label)
+            assert 0 <= top <= 200, (label, top)
+
+
 OVERFLOWING = """() => {
     const limit = document.documentElement.clientWidth;
     const boxed = e => { for (let p = e.parentElement; p && p !== document.body; p = p.parentElement)
