@@ -35,6 +35,14 @@ class Shown:
         page = "" if docname == self.docname else self.app.builder.get_relative_uri(self.docname, docname)
         return escape(f"{page}#{anchor}" if anchor else page or "#")
 
+    def file(self, path: str) -> str:
+        """Address of a file of the finished site."""
+        return escape("../" * self.docname.count("/") + path)
+
+    def notebook(self, docname: str) -> str:
+        """Address of a chapter's self-contained notebook."""
+        return self.file(f"colab/{docname.rpartition('/')[2]}.ipynb")
+
     def numbers(self, docname: str, counter: str, label: str) -> str:
         """``2.1`` for what is numbered so, else nothing."""
         found = self.app.env.toc_fignumbers.get(docname, {}).get(counter, {}).get(label, ())
@@ -84,6 +92,11 @@ def chapter_numbers(text: str) -> set[int]:
         for first, last in re.findall(r"(\d+)(?: to (\d+))?", match[1]):
             found |= set(range(int(first), int(last or first) + 1))
     return found
+
+
+def opening(summary: str) -> str:
+    """What is folded begins so, and ends with ``</details>``."""
+    return f'<details class="nc-more"><summary>{summary}</summary>'
 
 
 def raw(markup: str) -> nodes.raw:
@@ -176,7 +189,7 @@ def verdict_of(shown: Shown, label: str, assumes: str) -> list[nodes.Node]:
         heading += f'<p class="nc-assumes">{with_math(assumptions(assumes))}</p>'
     told = "".join(with_share(record, with_links(shown, claims.sentence(record))) for record in records)
     checks = f"{len(records)} check{'' if len(records) == 1 else 's'}, with the numbers"
-    return [raw(f'{heading}<details class="nc-more"><summary>{checks}</summary>{told}</details>')]
+    return [raw(f"{heading}{opening(checks)}{told}</details>")]
 
 
 #: What a line of assumptions says, in this order.
@@ -197,14 +210,13 @@ def with_share(record: Record, markup: str) -> str:
 
 def find_claims(shown: Shown) -> list[nodes.Node]:
     """A line of numbers for the whole book, and the form by which a page of verdicts is searched and sorted."""
-    script = f"{'../' * shown.docname.count('/')}_static/verdicts.js"
     form = (
         '<form class="nc-find" hidden><label>Find <input type="search" placeholder="a word"></label>'
         '<label>chapter <select name="chapter"><option value="">all</option></select></label>'
         '<label>verdict <select name="verdict"><option value="">all</option><option>holds</option>'
         "<option>fails</option></select></label>"
         '<label><input type="checkbox" name="sort"> nearest to their tolerance first</label>'
-        f'<output role="status"></output></form><script defer src="{script}"></script>'
+        f'<output role="status"></output></form><script defer src="{shown.file("_static/verdicts.js")}"></script>'
     )
     return [raw(summary(shown) + form)]
 
@@ -226,40 +238,40 @@ def tell_claims(shown: Shown, cell: nodes.container) -> None:
     if folded:
         more = "more " if len(folded) < len(told) else ""
         count = f"{len(folded)} {more}check{'s' if len(folded) > 1 else ''}"
-        cell += raw(f'<details class="nc-more"><summary>✓ {count}</summary>{"".join(folded)}</details>')
-
-
-def fold_hidden(cell: HideCodeCellNode) -> None:
-    """A cell tagged ``hide-input``, folded as all else that is folded."""
-    source = cell.children[0]
-    opening = raw(f'<details class="nc-more"><summary>{escape(cell["prompt_show"])}</summary>')
-    source.insert(0, opening)
-    source += raw("</details>")
-    cell.parent.replace(cell, cell.children)
+        cell += raw(f"{opening(f'✓ {count}')}{''.join(folded)}</details>")
 
 
 def fold_code(cell: nodes.container) -> None:
-    """In a cell's code: what computes stays in view; set-up, what draws a figure and what claims is folded.
-
-    A cell claims from the first of its statements that holds a claim on.
-    """
+    """In a cell's code: what computes stays in view; a cell tagged ``hide-input`` is folded under its own words."""
+    hidden = cell.parent if isinstance(cell.parent, HideCodeCellNode) else None
     output = cell.next_node(nodes.container, descend=False, siblings=True)
-    is_figure = output is not None and next(iter(output.findall(nodes.figure)), None) is not None
+    draws = output is not None and next(iter(output.findall(nodes.figure)), None) is not None
     for block in list(cell.findall(nodes.literal_block)):
         code = block.astext()
-        is_setup = "nc.chapter(" in code
-        start = 0 if is_setup or is_figure else first_claim(code)
-        if start is None:
+        found = (escape(hidden["prompt_show"]), 0) if hidden else folding(code, draws)
+        if found is None:
             continue
+        name, start = found
         lines = code.splitlines()
         shown, folded = "\n".join(lines[:start]).rstrip(), "\n".join(lines[start:])
-        name = "Set-up" if is_setup else "Code of the figure" if is_figure else "Code of the claims"
-        parts = [
-            raw(f'<details class="nc-more"><summary>{name}</summary>'),
-            _code(block, folded),
-            raw("</details>"),
-        ]
+        parts = [raw(opening(name)), _code(block, folded), raw("</details>")]
         block.parent.replace(block, [_code(block, shown), *parts] if shown else parts)
+    if hidden:
+        hidden.parent.replace(hidden, hidden.children)
+
+
+def folding(code: str, draws: bool) -> tuple[str, int] | None:
+    """Under which name a cell's code is folded, and from which line on; None where all of it stays in view.
+
+    Set-up and what draws a figure is folded whole; a cell claims from the first of its statements that holds a
+    claim on.
+    """
+    if "nc.chapter(" in code:
+        return "Set-up", 0
+    if draws:
+        return "Code of the figure", 0
+    start = first_claim(code)
+    return None if start is None else ("Code of the claims", start)
 
 
 def first_claim(code: str) -> int | None:
@@ -299,10 +311,9 @@ def badge(shown: Shown, label: str) -> nodes.raw | None:
     return raw(f'<p class="nc-badge {kind}">{text}</p>')
 
 
-def run_line(shown: Shown, notebook: str) -> nodes.raw:
+def run_line(shown: Shown) -> nodes.raw:
     """Under a chapter's title: how to run it."""
-    up = "../" * shown.docname.count("/")
-    link = f'<a href="{up}{escape(notebook)}" download>download the self-contained notebook</a>'
+    link = f'<a href="{shown.notebook(shown.docname)}" download>download the self-contained notebook</a>'
     return raw(f'<p class="nc-run">To run this chapter, {link}: it needs nothing else in Colab or Jupyter.</p>')
 
 

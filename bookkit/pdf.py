@@ -23,7 +23,7 @@ TARGET = notebooks.ROOT / "_build" / "small-norm-large-margin.pdf"
 
 #: What has no use on paper.
 LEFT_OUT = (
-    ".headerlink, .nc-run, .nc-take, .nc-symbols, .toggle-button, .copybtn, .tag_hide-input, script, style, "
+    ".headerlink, .nc-run, .nc-take, .nc-symbols, .toggle-button, .copybtn, script, style, "
     ".prev-next-footer, iframe, .cell_input .nc-more"
 )
 

@@ -6,7 +6,7 @@ Everything is gathered from the chapters: from their "Before you start", and fro
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from html import escape
 
 from docutils import nodes
@@ -21,15 +21,15 @@ _BOX, _GAP = (158, 46), (18, 40)  # of the map, in units of its view box
 
 def lectures(shown: Shown) -> list[nodes.Node]:
     """For each chapter what it needs, what one can do after it, and its notebook."""
-    up = "../" * shown.docname.count("/")
     parts = []
-    for docname in shown.pages:
-        facts = before_you_start(shown, docname)
-        if not facts:
-            continue
-        notebook = f'<a href="{up}colab/{escape(docname.rpartition("/")[2])}.ipynb" download>notebook</a>'
-        told = "".join(f"<dt>{name}</dt><dd>{facts[name]}</dd>" for name in (GIVE, NEED) if name in facts)
+    for docname, said in before_you_start(shown).items():
+        told = "".join(
+            f"<dt>{name}</dt><dd>{''.join(_html(shown, node) for node in said[name]).strip()}</dd>"
+            for name in (GIVE, NEED)
+            if name in said
+        )
         head = f'<a href="{shown.link(docname)}">{escape(shown.chapter_title(docname))}</a>'
+        notebook = f'<a href="{shown.notebook(docname)}" download>notebook</a>'
         parts.append(f'<div class="nc-lecture"><h3>{head} <small>{notebook}</small></h3><dl>{told}</dl></div>')
     return [raw("".join(parts))]
 
@@ -50,24 +50,21 @@ def exercises(shown: Shown) -> list[nodes.Node]:
     return [raw("".join(parts))]
 
 
-def before_you_start(shown: Shown, docname: str) -> dict[str, str]:
-    """What a chapter says before it starts, as HTML by name; nothing if it says nothing."""
-    return {name: "".join(map(lambda n: _html(shown, n), told)).strip() for name, told in _said(shown, docname)}
-
-
-def _said(shown: Shown, docname: str) -> Iterator[tuple[str, list[nodes.Node]]]:
-    for box in shown.app.env.get_doctree(docname).findall(nodes.admonition):
-        if box[0].astext() != "Before you start":
-            continue
-        name, told = "", list[nodes.Node]()
-        for node in (child for paragraph in box.findall(nodes.paragraph) for child in paragraph):
-            if isinstance(node, nodes.strong):
-                if name:
-                    yield name, told
-                name, told = node.astext(), []
-            else:
-                told.append(node)
-        yield name, told
+def before_you_start(shown: Shown) -> dict[str, dict[str, list[nodes.Node]]]:
+    """What each chapter says before it starts, by the words in bold with which that begins."""
+    found: dict[str, dict[str, list[nodes.Node]]] = {}
+    for docname in shown.pages:
+        for box in shown.app.env.get_doctree(docname).findall(nodes.admonition):
+            if box[0].astext() != "Before you start":
+                continue
+            said = found[docname] = dict[str, list[nodes.Node]]()
+            told = list[nodes.Node]()
+            for node in (child for paragraph in box.findall(nodes.paragraph) for child in paragraph):
+                if isinstance(node, nodes.strong):
+                    told = said[node.astext()] = []
+                else:
+                    told.append(node)
+    return found
 
 
 def _html(shown: Shown, node: nodes.Node) -> str:
@@ -96,14 +93,11 @@ def needs(shown: Shown) -> dict[str, set[str]]:
         if found := shown.app.env.toc_secnumbers.get(name, {}).get("", ()):
             number[found[0]] = name
     graph = dict[str, set[str]]()
-    for docname in shown.pages:
-        said = dict(_said(shown, docname)).get(NEED)
-        if said is None:
-            continue
-        text = "".join(node.astext() for node in said)
-        chapters = chapter_numbers(text)
-        linked = {target[0] for node in said if (target := _target(shown, node))}
-        graph[docname] = {number[n] for n in chapters if n in number} | (linked & set(shown.pages)) - {docname}
+    for docname, said in before_you_start(shown).items():
+        told = said.get(NEED, [])
+        named = {number[n] for n in chapter_numbers("".join(node.astext() for node in told)) if n in number}
+        linked = {target[0] for node in told if (target := _target(shown, node))}
+        graph[docname] = named | (linked & set(shown.pages)) - {docname}
     return graph
 
 

@@ -141,20 +141,18 @@ def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             output.parent.remove(output)
         elif 'class="dataframe"' in text:  # a header without text is a puzzle to a screen reader
             output.replace_self(nodes.raw("", text.replace("<th></th>", "<td></td>"), **output.attributes))
-    for cell in doctree.findall(nodes.container):
+    for cell in list(doctree.findall(nodes.container)):
         if "cell_input" in cell["classes"]:
             page_parts.fold_code(cell)
         elif "cell_output" in cell["classes"]:
             page_parts.tell_claims(shown, cell)
-    for cell in list(doctree.findall(page_parts.HideCodeCellNode)):
-        page_parts.fold_hidden(cell)
     for node in list(doctree.findall(ledger.is_theorem)):
         if mark := page_parts.badge(shown, node["label"]):
             node += mark
     heading = next(iter(doctree.findall(nodes.title)), None)
     if heading is not None:
         facts, section = page_facts(app, docname), heading.parent
-        section.insert(section.index(heading) + 1, page_parts.run_line(shown, notebook_of(docname)))
+        section.insert(section.index(heading) + 1, page_parts.run_line(shown))
         section += page_parts.how_made(shown, facts)
 
 
@@ -189,11 +187,6 @@ def page_facts(app: Sphinx, docname: str) -> dict[str, str]:
         "commit": provenance.commit(Path(app.srcdir)),
     }
     return {name: value for name, value in facts.items() if value}
-
-
-def notebook_of(docname: str) -> str:
-    """Address of a chapter's self-contained notebook inside the HTML."""
-    return f"colab/{docname.rpartition('/')[2]}.ipynb"
 
 
 def fail_loudly(app: Sphinx, error: Exception | None) -> None:

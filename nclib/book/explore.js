@@ -170,12 +170,6 @@
     });
   }
 
-  function fill(template, values) {
-    return template.replace(/\{(\w+)\}/g, function (_, key) {
-      return typeof values[key] === "number" ? short(values[key]) : values[key];
-    });
-  }
-
   /* --- the three figures ------------------------------------------------------------------------------------- */
 
   var kinds = {};

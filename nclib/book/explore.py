@@ -104,24 +104,25 @@ def explore_flow(
     """
     from ..theory.flow import flow
 
-    decays = [float(v) for v in weight_decay]
+    decays, norms = [float(v) for v in weight_decay], [float(v) for v in rho0]
     if not decays or min(decays) <= 0:
         raise ValueError(f"weight_decay={decays}: give positive values; the flow without is always shown beside")
     if not 0 <= start < len(decays):
         raise ValueError(f"start={start}: a position in weight_decay (of {len(decays)})")
-    run = flow(problem, widths, weight_decay=[0.0, *decays], rho0=list(rho0), seed=seed, time=time, records=60)
+    every = [0.0, *decays]
+    run = flow(problem, widths, weight_decay=every, rho0=norms, seed=seed, time=time, records=60)
     late = run.history[run.history["t"] > 0]
-    measures = {"rho": "norm ρ", "margin_min": "smallest margin", "mse": "squared error"}
     late = late.assign(mse=late["mse"].clip(lower=_FITTED))
+    measures = {"rho": "norm ρ", "margin_min": "smallest margin", "mse": "squared error"}
     curves = {key: rows.sort_values("t") for key, rows in late.groupby(["weight_decay", "rho0"])}
-    times = curves[0.0, float(rho0[0])]["t"]
+    times = curves[0.0, norms[0]]["t"]
     ends = run.final.groupby("weight_decay")
     spread = (ends["rho"].max() / ends["rho"].min()).map("{:.2f}".format)
-    apart = max(rho0) / min(rho0)
+    apart = f"{max(norms) / min(norms):.4g}"
     spec = {
         "kind": "flow",
         "decays": decays,
-        "norms": [float(v) for v in rho0],
+        "norms": norms,
         "start": start,
         "t": _numbers(times),
         "measures": [
@@ -129,19 +130,18 @@ def explore_flow(
             for m, label in measures.items()
         ],
         "curves": [  # of each λ, the first of them 0: for each measure the curve of each start
-            [[_numbers(curves[decay, float(norm)][m]) for norm in rho0] for m in measures]
-            for decay in (0.0, *decays)
+            [[_numbers(curves[decay, norm][m]) for norm in norms] for m in measures] for decay in every
         ],
-        "apart": f"{apart:.4g}",
-        "spread": [spread[decay] for decay in (0.0, *decays)],
-        "told": [_told(f"{apart:.4g}", spread, ends, decay) for decay in decays],
+        "apart": apart,
+        "spread": [spread[decay] for decay in every],
+        "told": [_told(apart, spread, ends, decay) for decay in decays],
     }
 
     def draw(axes: Any) -> None:
-        for norm in rho0:
+        for norm in norms:
             for decay, line in ((0.0, ":"), (decays[start], "-")):
-                label = f"λ = {decay:g}" if norm == rho0[0] else None
-                axes.loglog(times, curves[decay, float(norm)]["rho"], line, color="C0", label=label)
+                label = f"λ = {decay:g}" if norm == norms[0] else None
+                axes.loglog(times, curves[decay, norm]["rho"], line, color="C0", label=label)
         axes.set(xlabel="time t", ylabel=measures["rho"])
         axes.legend()
 

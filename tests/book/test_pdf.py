@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from bs4 import BeautifulSoup
 from conftest import ROOT, missing
 from pypdf import PdfReader
 
@@ -34,6 +35,14 @@ def test_every_chapter_is_in_the_outline_and_proofs_are_unfolded(printed: PdfRea
     proofs = sum(source.read_text("utf-8").count("} Proof of") for source in notebooks.chapters(ROOT))
     assert len(re.findall(r"Proof of (?:Theorem|Proposition|Corollary|Lemma)", text)) >= proofs > 0
     assert "Click to show" not in text
+
+
+def test_what_cells_put_out_is_on_paper_whatever_is_folded() -> None:
+    names = pdf.pages()
+    for name in names:
+        page = BeautifulSoup((pdf.BOOK / f"{name}.html").read_text("utf-8"), "html.parser")
+        printed = pdf.article(name, set(names))
+        assert len(printed.select(".cell_output")) == len(page.select(".cell_output")), name
 
 
 def test_links_lead_to_pages_of_the_same_file(printed: PdfReader) -> None:
