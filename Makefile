@@ -11,7 +11,7 @@ JOBS ?= 2
 # Tests that have a target of their own.
 MARKS ?= not paper
 BIN := $(VENV)/bin
-PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 LISTS := pyproject.toml constraints.txt
 # Two processes share the cores: one thread each is faster than both fighting for all of them.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
@@ -67,7 +67,7 @@ $(COLAB)/.installed: tests/book/colab-versions.txt constraints.txt
 	@echo "Installing what Colab carries into $(COLAB) (some minutes, once)"
 	@rm -rf $(COLAB) && $(PYTHON) -m venv $(COLAB) && mkdir -p _build
 	@grep -v '^torch==' tests/book/colab-versions.txt > _build/colab-versions.txt
-	@$(COLAB)/bin/python -m pip install --quiet --disable-pip-version-check --constraint _build/colab-versions.txt \
+	@$(COLAB)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint _build/colab-versions.txt \
 	  $$(grep '^torch==' constraints.txt) \
 	  $$(sed -n 's/^\([a-z_-]*\)==.*/\1/p' _build/colab-versions.txt | grep -v -e '^dask' -e '^jupytext')
 	@touch $@

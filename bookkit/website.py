@@ -136,6 +136,18 @@ def _is_foreign(script: Any) -> bool:
     return "thebe" in told or "mathjax" in told
 
 
+def open_in_colab(
+    app: Sphinx, page: str, _template: str, context: dict[str, Any], _tree: nodes.document | None
+) -> None:
+    """Let the Colab button open what Colab can show: the self-contained notebook, on the branch of the built book."""
+    branch = app.config.html_theme_options.get("launch_buttons", {}).get("colab_branch")
+    for group in context.get("header_buttons", []):
+        for button in group.get("buttons", []):
+            if button.get("text") == "Colab":
+                name = page.rpartition("/")[2]
+                button["url"] = f"{button['url'].partition('/blob/')[0]}/blob/{branch}/colab/{name}.ipynb"
+
+
 #: Search summaries are fetched, which browsers refuse to a page opened from disk: titles alone, then.
 SEARCH_FROM_DISK = (
     "if (location.protocol === 'file:' && typeof DOCUMENTATION_OPTIONS !== 'undefined')"
@@ -202,6 +214,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", set_options)
     app.connect("html-page-context", add_metadata)
     app.connect("html-page-context", tidy_page, priority=900)
+    app.connect("html-page-context", open_in_colab, priority=900)
     for step in (remove_old_pages, offer_notebooks, lighten):
         app.connect("build-finished", step)
     app.connect("build-finished", write_not_found, priority=900)

@@ -25,6 +25,8 @@ def test_page_from_disk_is_whole_light_and_accessible(name: str, widths: list[in
     address = f"{BOOK.as_uri()}/{name}"
     with Reader(browser, viewport={"width": widths[0], "height": 900}, reduced_motion="reduce") as reader:
         page = reader.open(address)
+        if name in CHAPTERS and first_paint(page) > 1:  # which may tell of the machine
+            assert soonest(address, browser) <= 1
         page.evaluate("window.scrollTo(0, document.body.scrollHeight)")  # pictures that wait to be seen
         page.wait_for_timeout(300)
         assert reader.wrong == []
@@ -57,12 +59,18 @@ def seriously_wrong(page: Page) -> list[str]:
 FIRST = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
-def test_first_content_shows_within_a_second(name: str, browser: Browser) -> None:
-    seconds: list[float] = []
-    while len(seconds) < 12 and (not seconds or min(seconds) > 1):  # a slow one may tell of the machine
-        with Reader(browser) as reader:
-            reader.page.goto(f"{BOOK.as_uri()}/{name}", wait_until="commit")
-            reader.page.wait_for_function(FIRST)
-            seconds.append(reader.page.evaluate(FIRST) / 1000)
-    assert min(seconds) <= 1, seconds
+def first_paint(page: Page) -> float:
+    """Seconds until something of a page was seen."""
+    page.wait_for_function(FIRST)
+    return float(page.evaluate(FIRST)) / 1000
+
+
+def soonest(address: str, browser: Browser) -> float:
+    """The best of a few more visits, in seconds."""
+    best = float("inf")
+    for _ in range(11):
+        if best > 1:
+            with Reader(browser) as reader:
+                reader.page.goto(address, wait_until="commit")
+                best = min(best, first_paint(reader.page))
+    return best

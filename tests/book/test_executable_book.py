@@ -56,6 +56,9 @@ def make_book(folder: Path, chapter: str) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.pyc.*"))  # half-written ones
     for name in ("_config.yml", "constraints.txt", "references.bib"):
         shutil.copy(ROOT / name, folder / name)
+    config = yaml.safe_load((folder / "_config.yml").read_text("utf-8"))
+    config["repository"]["url"] = "https://github.com/owner/book"
+    (folder / "_config.yml").write_text(yaml.safe_dump(config), "utf-8")
     entry = {"file": "chapters/01_norm"}
     parts = [
         {"caption": "Theory", "numbered": 2, "chapters": [entry]},
@@ -110,7 +113,12 @@ def test_claims_are_shown_kept_and_never_stale(tmp_path: Path) -> None:
     assert re.search(r"executed in \d+ s on \d{4}-\d\d-\d\d, .*Scale quick, device \S.*, base seed 0; ", chapter)
     assert "<summary>Set-up</summary>" in chapter
     assert "nc-facts" not in chapter
-    assert (book / "_build" / "html" / "colab" / "01_norm.ipynb").exists()
+    # The Colab button opens the notebook that Colab can show, from the branch on which the book is published.
+    (button,) = re.findall(r'href="https://colab\.research\.google\.com/github/owner/book/blob/([^"]*)"', chapter)
+    assert button == "gh-pages/colab/01_norm.ipynb"
+    opened = (book / "_build" / "html" / button.partition("/")[2]).read_text("utf-8")
+    assert "> **Theorem 1.1 (Equilibrium).**" in opened
+    assert "{prf:" not in opened
     (record,) = json.loads((book / "_build" / "claims" / "01_norm.json").read_text("utf-8"))
     assert record["passed"]
     assert record["base_seed"] == 0
