@@ -27,7 +27,7 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
-from . import notebooks, provenance
+from . import kernels, notebooks, provenance
 
 LOGGER = logging.getLogger(__name__)
 
@@ -139,6 +139,7 @@ def ask_for_files(_app: Sphinx) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register everything."""
+    kernels.prepare()
     for step in (ask_for_files, clear_cache, execute_ahead):
         app.connect("builder-inited", step)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
