@@ -2,8 +2,8 @@
 
 - ``{verdict}`` tells a theorem's claims, ``{theorem-map}`` shows every theorem with its verdict; both are filled
   after all pages are read, from the executed notebooks' own outputs.
-- A theorem without a claim, a claim without a theorem and a claim that fails are warnings (errors under
-  ``-W``); a chapter that fails makes the build exit non-zero even without ``-W``.
+- A theorem without a claim, a claim without a theorem, a claim that fails and a warning of the book's own code are
+  warnings (errors under ``-W``); a chapter that fails makes the build exit non-zero even without ``-W``.
 - Every chapter says how to run it and how it was made, and offers its self-contained notebook.
 """
 
@@ -91,7 +91,10 @@ def purge(_app: Sphinx, env: BuildEnvironment, docname: str) -> None:
 
 def gather(app: Sphinx, doctree: nodes.document) -> None:
     """Once a page is read: its theorems and the claims among its outputs."""
-    page = ledger.read_page(doctree, execution.read(app, app.env.docname))
+    notebook = execution.read(app, app.env.docname)
+    page = ledger.read_page(doctree, notebook)
+    if notebook is not None and (notices := ledger.read_stderr(notebook).strip()):
+        LOGGER.info("%s: not shown on the page, but written to stderr: %s", app.env.docname, notices)
     page.shows = {place["shows"] for place in doctree.findall(Placeholder)}
     ledger.ledger(app.env).pages[app.env.docname] = page
 
@@ -221,4 +224,4 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("env-updated", touched)
     app.connect("doctree-resolved", fill)
     app.connect("build-finished", fail_loudly)
-    return {"version": "1", "env_version": 1, "parallel_read_safe": True, "parallel_write_safe": True}
+    return {"version": "1", "env_version": 2, "parallel_read_safe": True, "parallel_write_safe": True}

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from conftest import ROOT, python, run
 from docutils import nodes
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from bookkit import ledger, notebooks, page_parts, provenance
 from nclib.book import claims
@@ -47,6 +48,24 @@ nc.claim("thm-equilibrium", "the norm is $\\\\rho$", predicted=predicted, measur
 ```
 """
 HOLDS = CHAPTER.replace("MEASURED", "predicted * (1 + 1e-4)")
+# What a machine may write to stderr, and a figure.
+NOTICE_AND_FIGURE = """
+```{code-cell} ipython3
+---
+mystnb:
+  figure:
+    caption: A line.
+    name: fig-line
+  image:
+    alt: A line.
+---
+import sys
+
+print("old", "driver", file=sys.stderr)
+figure, ax = nc.panels()
+ax.plot([1, 2]);
+```
+"""
 BROKEN = CHAPTER.replace("MEASURED", "predicted * 1.02")
 
 
@@ -89,9 +108,11 @@ def html(book: Path, page: str) -> str:
 
 
 def test_claims_are_shown_kept_and_never_stale(tmp_path: Path) -> None:
-    book = make_book(tmp_path / "book", HOLDS)
-    code, log = strict(book)
+    book = make_book(tmp_path / "book", HOLDS + NOTICE_AND_FIGURE)
+    # Another backend than a notebook's, and a home folder that can't be written to.
+    code, log = strict(book, MPLBACKEND="agg", HOME="/dev/null/nobody", XDG_CACHE_HOME="", XDG_CONFIG_HOME="")
     assert code == 0, log
+    assert "old driver" in log
     assert "Executing notebook" in log
 
     # The verdicts and the map link the theorem by its number and give its verdict.
@@ -110,6 +131,9 @@ def test_claims_are_shown_kept_and_never_stale(tmp_path: Path) -> None:
     assert re.search(r"executed in \d+ s on \d{4}-\d\d-\d\d, .*Scale quick, device \S.*, base seed 0; ", chapter)
     assert "<summary>Set-up</summary>" in chapter
     assert "nc-facts" not in chapter
+    assert 'id="fig-line"' in chapter
+    assert "old driver" not in chapter
+    assert "writable" not in chapter
     assert (book / "_build" / "html" / "colab" / "01_norm.ipynb").exists()
     (record,) = json.loads((book / "_build" / "claims" / "01_norm.json").read_text("utf-8"))
     assert record["passed"]
@@ -259,13 +283,50 @@ def test_code_that_claims_or_draws_is_folded(code: str, shown: str | None, figur
     assert all(block["language"] == "ipython3" for block in source.findall(nodes.literal_block))
 
 
+@pytest.mark.parametrize(
+    ("line", "defect"),
+    [
+        ("/tmp/ipykernel_12/34.py:5: RuntimeWarning: overflow in x", True),
+        ("C:\\T\\ipykernel_12\\34.py:5: UserWarning: a word", True),
+        ("/home of me/nclib/theory/flow.py:7: UserWarning: a word", True),
+        ("Traceback (most recent call last):", True),
+        (
+            "/nclib/.venv/lib/python3.12/site-packages/torch/cuda/__init__.py:1: UserWarning: the driver is old",
+            False,
+        ),
+        ("/opt/lib/torch/cuda/__init__.py:129: UserWarning: the driver is too old", False),
+        ("[W1130 16:00:00 NNPACK.cpp:61] Could not initialize NNPACK!", False),
+        ("mkdir -p failed for path /nclib/x: not a writable folder", False),
+    ],
+)
+def test_on_stderr_what_the_book_wrote_is_a_defect_and_what_the_machine_wrote_is_not(
+    line: str, defect: bool
+) -> None:
+    output = new_output("stream", name="stderr", text=f"some words\n{line}\n  more\n")
+    made = new_notebook(cells=[new_code_cell(outputs=[output])])
+    assert ledger.read_defects(made) == ([f"a cell writes to stderr: {line}"] if defect else [])
+
+
+def test_a_figure_that_did_not_come_out_is_a_defect() -> None:
+    meant = {"mystnb": {"figure": {"name": "fig-a"}}}
+    made = new_notebook(
+        cells=[new_code_cell(metadata=meant, outputs=[new_output("execute_result", {"text/plain": "x"})])]
+    )
+    assert ledger.read_defects(made) == ["no figure 'fig-a' came out of its cell"]
+    made.cells[0].outputs.append(new_output("display_data", {"image/svg+xml": "<svg/>"}))
+    assert ledger.read_defects(made) == []
+
+
 def test_problems_name_the_page() -> None:
     theorem = ledger.Theorem("thm-a", "theorem", "theorem", [], 7)
     book = ledger.Ledger(pages={"chapters/01_a": ledger.Page(theorems={"thm-a": theorem})})
     assert list(ledger.problems(book, {"chapters/01_a"})) == [
         ("chapters/01_a", 7, "no claim checks theorem 'thm-a'")
     ]
+    book.pages["chapters/01_a"].defects.append("d")
     assert list(ledger.problems(book, set())) == []  # the chapter did not run to its end
+    assert next(ledger.problems(book, {"chapters/01_a"})) == ("chapters/01_a", None, "d")
+    book.pages["chapters/01_a"].defects.clear()
     book.pages["chapters/01_a"].records.append(dict(RECORD))
     assert list(ledger.problems(book, {"chapters/01_a"})) == []
     book.pages["chapters/01_a"].records.append({**RECORD, "passed": False})
