@@ -48,6 +48,10 @@ class Page:
 
     theorems: dict[str, Theorem] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
+    made_on: list[str] = field(
+        default_factory=list
+    )  # what `nclib.chapter` said of the run: scale, device, versions
+    commit: str = ""  # that made its outputs
     defects: list[str] = field(default_factory=list)  # of its outputs, in words
     title: str = ""
     is_notebook: bool = False
@@ -108,6 +112,7 @@ def read_page(doctree: nodes.document, notebook: nbformat.NotebookNode | None) -
         )
     if notebook is not None:
         page.records = read_records(notebook)
+        page.made_on = read_facts(notebook)
         page.defects = read_defects(notebook)
     heading = next(iter(doctree.findall(nodes.title)), None)
     page.title = heading.astext() if heading else ""
@@ -118,6 +123,15 @@ def read_records(notebook: nbformat.NotebookNode) -> list[Record]:
     """The claims among a notebook's outputs, in order."""
     outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
     return [dict(output["data"][MIME]) for output in outputs if MIME in output.get("data", {})]
+
+
+def read_facts(notebook: nbformat.NotebookNode) -> list[str]:
+    """What `nclib.chapter` put out: on what, from which seed and with which versions the notebook ran."""
+    for cell in notebook.cells:
+        for data in (output.get("data", {}) for output in cell.get("outputs", [])):
+            if 'class="nc-facts"' in data.get("text/html", ""):
+                return str(data["text/plain"]).split(" · ")
+    return []
 
 
 def read_stderr(notebook: nbformat.NotebookNode) -> str:

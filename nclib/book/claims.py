@@ -15,6 +15,7 @@ from platform import python_version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import ArrayLike, NDArray
 
@@ -60,10 +61,17 @@ def chapter(name: str) -> None:
     style()
     _records.clear()
     _write()
-    line = (
-        f"scale {scale_name()} · device {device_name()} · base seed {base_seed()} · Python {python_version()} · "
-        f"PyTorch {torch.__version__.partition('+')[0]} · NumPy {np.__version__}"
+    facts = (
+        f"scale {scale_name()}",
+        f"device {device_name()}",
+        f"base seed {base_seed()}",
+        f"threads {torch.get_num_threads()}",
+        f"Python {python_version()}",
+        f"PyTorch {torch.__version__.partition('+')[0]}",
+        f"NumPy {np.__version__}",
+        f"SciPy {scipy.__version__}",
     )
+    line = " · ".join(facts)
     _show(line, f'<p class="nc-facts">{html.escape(line)}</p>')
 
 

@@ -6,15 +6,18 @@ import json
 import re
 import shutil
 import sys
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from conftest import ROOT, python, run
 from docutils import nodes
+from jupyter_cache.executors.utils import ExecutionResult
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from bookkit import ledger, notebooks, page_parts, provenance
+from bookkit import execution, ledger, notebooks, page_parts, provenance
 from nclib.book import claims
 
 CHAPTER = """---
@@ -113,7 +116,7 @@ def test_claims_are_shown_kept_and_never_stale(tmp_path: Path) -> None:
     code, log = strict(book, MPLBACKEND="agg", HOME="/dev/null/nobody", XDG_CACHE_HOME="", XDG_CONFIG_HOME="")
     assert code == 0, log
     assert "old driver" in log
-    assert "Executing notebook" in log
+    assert "01_norm: executed in" in log
 
     # The verdicts and the map link the theorem by its number and give its verdict.
     for page in ("verdicts", "index"):
@@ -128,7 +131,9 @@ def test_claims_are_shown_kept_and_never_stale(tmp_path: Path) -> None:
     assert "<summary>Code of the claims</summary>" in chapter
     assert '<a href="../verdicts.html#verdict-thm-equilibrium">✓ 1 of 1 claim holds in this build</a>' in chapter
     assert 'href="../colab/01_norm.ipynb" download' in chapter
-    assert re.search(r"executed in \d+ s on \d{4}-\d\d-\d\d, .*Scale quick, device \S.*, base seed 0; ", chapter)
+    assert re.search(r"executed in \d+ s on \d{4}-\d\d-\d\d, ", chapter)
+    made = r"Scale quick, device \S.*, base seed 0, threads 1; Python 3.*, PyTorch .*, NumPy .*, SciPy [\d.]+\."
+    assert re.search(made, chapter)
     assert "<summary>Set-up</summary>" in chapter
     assert "nc-facts" not in chapter
     assert 'id="fig-line"' in chapter
@@ -146,7 +151,7 @@ def test_claims_are_shown_kept_and_never_stale(tmp_path: Path) -> None:
     (book / "index.md").write_text("# The book\n\n```{theorem-map}\n```\n", "utf-8")
     code, log = strict(book)
     assert code == 0, log
-    assert "Executing notebook" not in log
+    assert "executed in" not in log
     assert "forged" not in html(book, "verdicts")
     assert json.loads(ledger_file.read_text("utf-8")) == [record]
     assert not (book / "_build" / "claims" / "99_gone.json").exists()
@@ -164,7 +169,7 @@ def test_claims_are_shown_kept_and_never_stale(tmp_path: Path) -> None:
     claims.write_text(claims.read_text("utf-8").replace("def claim(", "WORD = 1\n\n\ndef claim("), "utf-8")
     code, log = strict(book, NCLIB_SEED="7")
     assert code == 0, log
-    assert "Executing notebook" in log
+    assert "01_norm: executed in" in log
     assert "base seed 7" in html(book, "verdicts")
 
     # What no longer claims anything leaves no verdict behind, and is an error.
@@ -208,13 +213,42 @@ def test_fingerprint_follows_package_pins_results_and_environment(
     for name in ("nclib/a.py", "constraints.txt", "results/run.csv"):
         (tmp_path / name).write_text("1", "utf-8")
         seen.add(provenance.fingerprint(tmp_path))
-    for name in ("NCLIB_SCALE", "NCLIB_SEED"):
+    for name in ("NCLIB_SCALE", "NCLIB_SEED", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "9")
         seen.add(provenance.fingerprint(tmp_path))
-    assert len(seen) == 6
+    monkeypatch.setattr(provenance, "version", lambda name: "9" if name == "scipy" else version(name))
+    seen.add(provenance.fingerprint(tmp_path))
+    monkeypatch.setattr(provenance, "device_name", lambda: "another")
+    seen.add(provenance.fingerprint(tmp_path))
+    assert len(seen) == 9
     (tmp_path / "index.md").write_text("prose", "utf-8")
     (tmp_path / "results" / "base_seeds.csv").write_text("1", "utf-8")  # which no chapter reads
     assert provenance.fingerprint(tmp_path) in seen
+
+
+def test_a_page_says_what_made_its_outputs_and_not_what_assembles_it() -> None:
+    line = "scale full · device H · base seed 7 · threads 3 · Python 3.0 · SciPy 1.2"
+    shown = new_output("display_data", {"text/html": f'<p class="nc-facts">{line}</p>', "text/plain": line})
+    made = new_notebook(cells=[new_code_cell(outputs=[shown])])
+    page = ledger.Page(made_on=ledger.read_facts(made), commit="abc")
+    book = SimpleNamespace(docname="a", book=ledger.Ledger(pages={"a": page}))
+    text = page_parts.how_made(book, {"runtime": 5.0, "mtime": 1.0}).astext()  # type: ignore[arg-type]
+    assert "executed in 5 s on 1970-01-01, " in text
+    assert "Scale full, device H, base seed 7, threads 3; Python 3.0, SciPy 1.2; commit abc. " in text
+
+
+def test_outputs_are_kept_with_the_commit_that_made_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "a.md"
+    source.write_text(CHAPTER.partition("# A norm")[0] + "```{code-cell} ipython3\n1\n```\n", "utf-8")
+    done = ExecutionResult(None, "", 2.0)
+    monkeypatch.setattr(execution, "single_nb_execution", lambda *_, **__: done)
+    folder = tmp_path / "cache"
+    execution.execute([source], folder, 9, "abc")
+    app = SimpleNamespace(config=SimpleNamespace(nb_execution_cache_path=str(folder)))
+    notebook = execution.source_notebook(source)
+    assert execution.commit(app, notebook) == "abc"  # type: ignore[arg-type]
+    notebook.cells[0].source = "2"
+    assert execution.commit(app, notebook) == ""  # type: ignore[arg-type]
 
 
 def test_commit_is_empty_outside_a_repository(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT, python
 from jupyter_client.manager import KernelManager
 from nbformat.v4 import new_code_cell, new_notebook
+from sphinx.errors import ExtensionError
 
 from bookkit import base_seeds, execution, kernels, notebooks
 
@@ -65,6 +66,14 @@ def test_what_names_no_folder_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_build_prepares_kernels(asked: Path) -> None:
     execution.setup(SimpleNamespace(connect=lambda *_: None))  # type: ignore[arg-type]
     assert started() == sys.executable
+
+
+def test_a_build_with_another_folders_package_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ExtensionError, match=r"would run nclib of .*: install it here, `pip install -e \.`, or remove"
+    ):
+        execution.refuse_strangers(SimpleNamespace(srcdir=str(tmp_path)))  # type: ignore[arg-type]
+    execution.refuse_strangers(SimpleNamespace(srcdir=str(ROOT)))  # type: ignore[arg-type]
 
 
 def test_so_do_runs_from_other_base_seeds(asked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
