@@ -19,10 +19,11 @@ from sphinx.environment import BuildEnvironment
 from nclib import files
 from nclib.book.claims import MIME, Record, criterion, number
 
-#: What on stderr is a defect of the book: a traceback, as a thread leaves one, and a warning that points to a cell
-#: or to `nclib`.  The rest (a driver that is too old, a home folder that can't be written to) is the machine's.
+#: What on stderr is a defect of the book: a traceback, as a thread leaves one; a warning that points to a cell or
+#: to `nclib`; one about numbers, wherever it points.  The rest (a driver that is too old, a home folder that can't
+#: be written to) is the machine's.
 DEFECT = re.compile(
-    r"^(?:Traceback \(most recent call last\)|"
+    r"^(?:Traceback \(most recent call last\)|.*:\d+: (?:Runtime|Convergence|LinAlg|Integration|Optimize)Warning: |"
     r".*(?:\bipykernel_\d+|\bnclib)[/\\](?!.*site-packages).*:\d+: \w+: ).*",
     re.MULTILINE,
 )

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, python
-from jupyter_client.manager import KernelManager
+from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 from sphinx.errors import ExtensionError
 
@@ -34,6 +34,7 @@ def asked(strangers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.setenv("JUPYTER_PATH", strangers)
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PYTHONPATH", "first")
     monkeypatch.setenv("NCLIB_DATA", "a bö/data")
     monkeypatch.setenv("NCLIB_RUNS", "~/runs")
     monkeypatch.chdir(tmp_path)
@@ -42,7 +43,10 @@ def asked(strangers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 def started() -> str:
     """The program that a kernel python3 would be."""
-    return KernelManager(kernel_name="python3").format_kernel_cmd()[0]
+    program: str = (
+        NotebookClient(new_notebook(), kernel_name="python3").create_kernel_manager().format_kernel_cmd()[0]
+    )
+    return program
 
 
 def test_the_kernel_is_this_python_and_folders_are_the_users(asked: Path) -> None:
@@ -53,6 +57,7 @@ def test_the_kernel_is_this_python_and_folders_are_the_users(asked: Path) -> Non
         assert os.environ["NCLIB_DATA"] == str(asked / "a bö" / "data")
         assert os.environ["NCLIB_RUNS"] == str(asked / "home" / "runs")
     assert os.environ["JUPYTER_PATH"].count(os.pathsep) == 1
+    assert os.environ["PYTHONPATH"] == os.pathsep.join(["first", str(ROOT)])
 
 
 def test_what_names_no_folder_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
