@@ -172,14 +172,15 @@ def refusal(root: Path) -> str:
             name, pair = (shlex.quote(str(p.relative_to(root))) for p in (source, source.with_suffix(".ipynb")))
             write = f"{program} -m jupytext --quiet --to md:myst"
             told.append(
-                f"{pair} was edited, but the book is made from {name}. Nothing is written. Then make again:\n"
-                f"  to keep the edit:   {write} {pair}\n"
-                f"  to drop it:         rm {pair}"
+                f"{pair} was edited, but the book is made from {name}; nothing was written.\n"
+                f"Make again when you have\n"
+                f"  kept the edit:  {write} {pair}\n"
+                f"  or dropped it:  rm {pair}"
             )
             if changed == "both":
                 told.append(
                     f"  {name} was edited too, and to keep the one edit would drop the other. First compare them:\n"
-                    f"                      {write} --output - {pair} | diff {name} -"
+                    f"                  {write} --output - {pair} | diff {name} -"
                 )
     return "\n".join(told)
 

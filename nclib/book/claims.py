@@ -15,7 +15,6 @@ from platform import python_version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy
 import torch
 from numpy.typing import ArrayLike, NDArray
 
@@ -56,6 +55,8 @@ def chapter(name: str) -> None:
     """
     if not name.replace("_", "").replace("-", "").isalnum():
         raise ValueError(f"name={name!r}: a chapter is named like its file, e.g. '02_minimum_norm'")
+    import scipy  # not needed where nothing runs
+
     global _chapter
     _chapter = name
     style()

@@ -148,10 +148,10 @@ def test_an_edited_notebook_is_not_written_over_and_can_be_kept(
     assert sync(chapter) == 1
     assert (pair.read_bytes(), chapter.read_bytes()) == (saved, before)
     told = capsys.readouterr().err
-    assert told.startswith(f"chapters/{pair.name} was edited, but the book is made from chapters/{chapter.name}.")
-    assert f"to drop it:         rm chapters/{pair.name}" in told
+    assert told.startswith(f"chapters/{pair.name} was edited, but the book is made from chapters/{chapter.name}; ")
+    assert f"or dropped it:  rm chapters/{pair.name}" in told
     assert "first" not in told.lower()
-    keep = re.search(r"to keep the edit: +\S+ (.*)", told)
+    keep = re.search(r"kept the edit: +\S+ (.*)", told)
     assert keep
     done = python(*keep[1].split(), cwd=chapter.parent.parent)
     assert done.returncode == 0, done.stdout
