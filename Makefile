@@ -16,14 +16,19 @@ LISTS := pyproject.toml constraints.txt
 # Two processes share the cores: one thread each is faster than both fighting for all of them.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help install dev sync colab book test mutants drill pdf lint full seeds bench pins clean
+.PHONY: help here install dev sync colab book test mutants drill pdf lint full seeds bench pins clean
 
 help:  ## List the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 
 install: $(VENV)/.installed  ## Make the environment in .venv (done once; again when the lists change)
 
-$(VENV)/.python:
+# Programs of an environment begin with its path: a copy, or one that was moved, would run another folder's code.
+here:
+	@test ! -e $(BIN)/jupyter-book || grep -qF "$$(cd $(BIN) && pwd -P)/python" $(BIN)/jupyter-book \
+	  || { echo "$(VENV) was made for another folder, and would run its code: rm -rf $(VENV), then make again" >&2; exit 1; }
+
+$(VENV)/.python: | here
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed; say where it is: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
@@ -49,7 +54,7 @@ colab: sync  ## Write self-contained notebooks to _build/colab
 
 book: colab  ## Execute every chapter, check every claim, build the HTML book
 	@$(BIN)/jupyter-book build . -W -n --keep-going
-	@echo && echo "The book is at $(CURDIR)/_build/html/index.html"
+	@echo && echo "The book is at $$PWD/_build/html/index.html"
 
 test: install  ## Run the tests, then every chapter as a test
 	@$(ONE_THREAD) $(BIN)/python -m pytest tests nclib --doctest-modules -n $(JOBS) -m "$(MARKS)"
@@ -59,7 +64,7 @@ mutants: install  ## Change formulas of nclib one at a time: do the tests see it
 	@$(ONE_THREAD) $(BIN)/python -m tests.mutants --jobs $(JOBS) $(ARGS)
 
 drill: colab $(COLAB)/.installed  ## Run every self-contained notebook with the versions that Colab carries
-	@$(ONE_THREAD) COLAB_PYTHON=$(CURDIR)/$(COLAB)/bin/python \
+	@$(ONE_THREAD) COLAB_PYTHON="$$PWD/$(COLAB)/bin/python" \
 	  $(BIN)/python -m pytest tests/book/test_colab.py tests/book/test_colab_drill.py -m drill -n $(JOBS) --dist=load
 
 # PyTorch comes in the version of the book's own environment: another one is gigabytes.

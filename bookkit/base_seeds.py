@@ -38,7 +38,7 @@ from nclib.scale import scale_name
 from nclib.theory import flow as flows
 from nclib.training.runs import _measured
 
-from . import ledger, notebooks, provenance
+from . import kernels, ledger, notebooks, provenance
 
 ENOUGH = 0.9
 SHARE = 0.6
@@ -246,6 +246,7 @@ def main() -> int:
     parser.add_argument("--finer", type=int, default=1, help="divide the steps of flows (default 1)")
     parser.add_argument("--keep", action="store_true", help="put the rows into the table that the book shows")
     options = parser.parse_args()
+    kernels.prepare()
     named = tuple(Path(name).stem for name in options.chapters) or ("",)
     chosen = [source for source in notebooks.chapters() if source.stem.startswith(named)]
     if not chosen:

@@ -1,6 +1,6 @@
 """Chapters executed: several at a time, never stale, and their outputs for the rest of this package.
 
-- The execution cache goes when `nclib`, the pins or the environment variables on which results depend have changed.
+- The execution cache goes when what its outputs depend on has changed: `nclib`, libraries, device, variables, ….
 - Chapters are executed side by side before Sphinx reads them: it would take them one after another.  What comes out
   goes into the cache, where myst-nb finds it.  A chapter that fails is left out: myst-nb then executes it once
   more, and reports the failure as it reports all.
@@ -25,9 +25,12 @@ from myst_nb.core.read import create_nb_reader
 from myst_parser.config.main import MdParserConfig
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.errors import ExtensionError
 from sphinx.util import logging
 
-from . import notebooks, provenance
+import nclib
+
+from . import kernels, notebooks, provenance
 
 LOGGER = logging.getLogger(__name__)
 
@@ -52,16 +55,17 @@ def is_cached(cache: JupyterCacheBase, notebook: nbformat.NotebookNode) -> bool:
     return False
 
 
-def execute(sources: list[Path], folder: Path, timeout: int) -> None:
-    """Execute those of the pages that are notebooks without outputs in the cache, several at a time."""
+def execute(sources: list[Path], folder: Path, timeout: int, commit: str = "") -> None:
+    """Execute those of the pages that are notebooks without outputs in the cache, several at a time.
+
+    With the outputs goes the `commit` that made them, which need not be the one that a page is assembled from.
+    """
     cache = get_cache(str(folder))
     found = {source: source_notebook(source) for source in sources}
     waiting = {source: nb for source, nb in found.items() if nb is not None and not is_cached(cache, nb)}
     # Chapters share the cores, and their matrices are small: one thread each is faster than fighting for all cores.
     for name, value in notebooks.ONE_THREAD.items():
         os.environ.setdefault(name, value)
-    if jobs() < 2 or len(waiting) < 2:
-        return
 
     def run(source: Path) -> ExecutionResult:
         return single_nb_execution(waiting[source], cwd=str(source.parent), timeout=timeout, allow_errors=False)
@@ -70,8 +74,19 @@ def execute(sources: list[Path], folder: Path, timeout: int) -> None:
         for source, result in zip(waiting, pool.map(run, waiting), strict=True):
             if result.err is None:
                 LOGGER.info("%s: executed in %.0f seconds", source.stem, result.time)
-                bundle = CacheBundleIn(waiting[source], str(source), data={"execution_seconds": result.time})
+                data = {"execution_seconds": result.time, "commit": commit}
+                bundle = CacheBundleIn(waiting[source], str(source), data=data)
                 cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+
+
+def refuse_strangers(app: Sphinx) -> None:
+    """Stop where chapters would run another folder's package, as in an environment that was copied from there."""
+    found = Path(nclib.__file__).resolve().parent.parent
+    if found != Path(app.srcdir).resolve():
+        raise ExtensionError(
+            f"the book in {app.srcdir} would run nclib of {found}, for which this environment was installed: "
+            "install it here, `pip install -e .`, or remove .venv and run `make book`"
+        )
 
 
 def clear_cache(app: Sphinx) -> None:
@@ -80,7 +95,7 @@ def clear_cache(app: Sphinx) -> None:
     mark = folder / "fingerprint"
     if not mark.exists() or mark.read_text("utf-8") != today:
         if folder.exists():
-            LOGGER.info("nclib, the pins or NCLIB_* changed: every chapter is executed again")
+            LOGGER.info("what outputs depend on has changed: every chapter is executed again")
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
         mark.write_text(today, "utf-8")
@@ -88,8 +103,9 @@ def clear_cache(app: Sphinx) -> None:
 
 def execute_ahead(app: Sphinx) -> None:
     """Fill the cache, several chapters at a time."""
-    sources = sorted((Path(app.srcdir) / "chapters").glob("*.md"))
-    execute(sources, cache_folder(app), app.config.nb_execution_timeout)
+    root = Path(app.srcdir)
+    sources = sorted((root / "chapters").glob("*.md"))
+    execute(sources, cache_folder(app), app.config.nb_execution_timeout, provenance.commit(root))
 
 
 # --- what came out --------------------------------------------------------------------------------
@@ -120,6 +136,13 @@ def read(app: Sphinx, docname: str) -> nbformat.NotebookNode | None:
     return notebook
 
 
+def commit(app: Sphinx, notebook: nbformat.NotebookNode | None) -> str:
+    """The commit that made a notebook's outputs; empty where nobody wrote it down."""
+    with suppress(KeyError):
+        return str(get_cache(cache_folder(app)).match_cache_notebook(notebook).data.get("commit", ""))
+    return ""
+
+
 def succeeded(env: BuildEnvironment, docname: str) -> bool:
     """Whether a page's notebook ran to its end (or the page is none)."""
     return bool(facts(env, docname).get("succeeded", True))
@@ -139,6 +162,7 @@ def ask_for_files(_app: Sphinx) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register everything."""
-    for step in (ask_for_files, clear_cache, execute_ahead):
+    kernels.prepare()
+    for step in (refuse_strangers, ask_for_files, clear_cache, execute_ahead):
         app.connect("builder-inited", step)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

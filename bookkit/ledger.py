@@ -7,6 +7,7 @@ gathered anew whenever the page is read again: a verdict can't outlive the outpu
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,15 @@ from sphinx.environment import BuildEnvironment
 
 from nclib import files
 from nclib.book.claims import MIME, Record, criterion, number
+
+#: What on stderr is a defect of the book: a traceback, as a thread leaves one; a warning that points to a cell or
+#: to `nclib`; one about numbers, wherever it points.  The rest (a driver that is too old, a home folder that can't
+#: be written to) is the machine's.
+DEFECT = re.compile(
+    r"^(?:Traceback \(most recent call last\)|.*:\d+: (?:Runtime|Convergence|LinAlg|Integration|Optimize)Warning: |"
+    r".*(?:\bipykernel_\d+|\bnclib)[/\\](?!.*site-packages).*:\d+: \w+: ).*",
+    re.MULTILINE,
+)
 
 #: Statements that must be checked by at least one claim.
 MUST_BE_CHECKED = ("theorem", "proposition", "corollary")
@@ -39,6 +49,11 @@ class Page:
 
     theorems: dict[str, Theorem] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
+    made_on: list[str] = field(
+        default_factory=list
+    )  # what `nclib.chapter` said of the run: scale, device, versions
+    commit: str = ""  # that made its outputs
+    defects: list[str] = field(default_factory=list)  # of its outputs, in words
     title: str = ""
     is_notebook: bool = False
     shows: set[str] = field(default_factory=set)  # what stands on it: theorem-map, verdict thm-name, …
@@ -98,6 +113,8 @@ def read_page(doctree: nodes.document, notebook: nbformat.NotebookNode | None) -
         )
     if notebook is not None:
         page.records = read_records(notebook)
+        page.made_on = read_facts(notebook)
+        page.defects = read_defects(notebook)
     heading = next(iter(doctree.findall(nodes.title)), None)
     page.title = heading.astext() if heading else ""
     return page
@@ -109,13 +126,40 @@ def read_records(notebook: nbformat.NotebookNode) -> list[Record]:
     return [dict(output["data"][MIME]) for output in outputs if MIME in output.get("data", {})]
 
 
+def read_facts(notebook: nbformat.NotebookNode) -> list[str]:
+    """What `nclib.chapter` put out: on what, from which seed and with which versions the notebook ran."""
+    for cell in notebook.cells:
+        for data in (output.get("data", {}) for output in cell.get("outputs", [])):
+            if 'class="nc-facts"' in data.get("text/html", ""):
+                return str(data["text/plain"]).split(" · ")
+    return []
+
+
+def read_stderr(notebook: nbformat.NotebookNode) -> str:
+    """What a notebook's cells wrote to stderr."""
+    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
+    return "".join(output["text"] for output in outputs if output.get("name") == "stderr")
+
+
+def read_defects(notebook: nbformat.NotebookNode) -> list[str]:
+    """What is wrong with the outputs: `DEFECT` on stderr, and figures that a cell was to draw and did not."""
+    found = [f"a cell writes to stderr: {match[0]}" for match in DEFECT.finditer(read_stderr(notebook))]
+    for cell in notebook.cells:
+        figure = cell.metadata.get("mystnb", {}).get("figure")
+        if figure and not any(str(kind).startswith("image/") for o in cell.outputs for kind in o.get("data", {})):
+            found.append(f"no figure '{figure.get('name', '')}' came out of its cell")
+    return found
+
+
 def problems(book: Ledger, ran: set[str]) -> Iterator[tuple[str, int | None, str]]:
     """What is wrong between theorems and claims: page, line and message.
 
-    A theorem on a page that did not run to its end (not in `ran`) is not blamed for having no claim.
+    A page that did not run to its end (not in `ran`) is not blamed for what is missing.
     """
     where = book.where()
     for name, page in book.pages.items():
+        for defect in page.defects if name in ran else ():
+            yield name, None, defect
         for theorem in page.theorems.values():
             if name in ran and theorem.kind in MUST_BE_CHECKED and not book.of(theorem.label):
                 yield name, theorem.line, f"no claim checks {theorem.kind} '{theorem.label}'"

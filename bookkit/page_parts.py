@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
+from typing import Any
 
 from docutils import nodes
 from myst_nb.sphinx_ import HideCodeCellNode
@@ -317,22 +318,18 @@ def run_line(shown: Shown) -> nodes.raw:
     return raw(f'<p class="nc-run">To run this chapter, {link}: it needs nothing else in Colab or Jupyter.</p>')
 
 
-def how_made(shown: Shown, facts: dict[str, str]) -> nodes.raw:
-    """At a chapter's foot: how it came to be."""
-    records = shown.book.pages[shown.docname].records
-    _, words = verdict(records)
-    ran = f"executed in {facts['executed in']}" if "executed in" in facts else "executed"
+def how_made(shown: Shown, done: dict[str, Any]) -> nodes.raw:
+    """At a chapter's foot: how its outputs came to be, which may be older than it (`done`: myst-nb's facts)."""
+    page = shown.book.pages[shown.docname]
+    _, words = verdict(page.records)
+    took = f" in {provenance.seconds(done['runtime'])}" if done.get("runtime") else ""
+    on = f" on {provenance.day(done['mtime'])}" if done.get("mtime") else ""
+    told = ", ".join(page.made_on).replace(", Python", "; Python", 1)
     sentences = [
-        f"This page was made from <code>{escape(shown.docname)}.md</code>: its code was {ran}"
-        + (f" on {facts['on']}" if "on" in facts else "")
-        + ", and every number, figure and table on it is an output of that run.",
-        f"Scale {escape(facts['scale'])}"
-        + (f", device {escape(facts['device'])}" if "device" in facts else "")
-        + (f", base seed {escape(facts['base seed'])}" if "base seed" in facts else "")
-        + f"; {escape(provenance.versions())}"
-        + (f"; commit {escape(facts['commit'])}" if "commit" in facts else "")
-        + ".",
-        f"Claims: {words}.",
+        f"This page was made from <code>{escape(shown.docname)}.md</code>: its code was executed{took}{on}, "
+        "and every number, figure and table on it is an output of that run.",
+        f"{escape(told[:1].upper() + told[1:])}{f'; commit {escape(page.commit)}' if page.commit else ''}.",
+        f"Claims: {words}. Assembled by {provenance.assembler()}.",
     ]
     told = f"<summary>How this page was made</summary><p>{' '.join(sentences)}</p>"
     return raw(f'<details class="nc-made">{told}</details>')

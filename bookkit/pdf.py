@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import yaml
 from bs4 import BeautifulSoup, Tag
 
-from . import notebooks, provenance
+from . import notebooks
 
 BOOK = notebooks.ROOT / "_build" / "html"
 TARGET = notebooks.ROOT / "_build" / "small-norm-large-margin.pdf"
@@ -64,6 +64,8 @@ def joined() -> str:
     """One HTML page of all pages."""
     names = pages()
     articles = [article(name, set(names)) for name in names]
+    index = BeautifulSoup((BOOK / f"{names[0]}.html").read_text("utf-8"), "html.parser")
+    summary = index.select_one(".nc-summary")
     last = BeautifulSoup((BOOK / f"{names[1]}.html").read_text("utf-8"), "html.parser")
     head = last.select('link[rel~="stylesheet"]')
     for tag in head:
@@ -72,7 +74,7 @@ def joined() -> str:
     cover = (
         f'<section class="nc-cover"><img alt="" src="{(BOOK / "_static" / "logo.svg").as_uri()}"><h1>{title}</h1>'
         f"<p>An executable theory of the square loss</p>"
-        f"<p>{provenance.versions()}<br>commit {provenance.commit(notebooks.ROOT) or 'unknown'}</p></section>"
+        f"<p>{summary.get_text() if summary else ''}</p></section>"
     )
     headings = zip(names, map(_heading, articles), strict=True)
     entries = "".join(f'<li><a href="#{_slug(name)}">{heading}</a></li>' for name, heading in headings)

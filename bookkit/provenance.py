@@ -10,8 +10,15 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-#: Variables that change what a chapter computes.
-VARIABLES = ("NCLIB_SCALE", "NCLIB_SEED", "NCLIB_DEVICE", "NCLIB_DATA")
+from nclib.scale import device_name
+
+from . import notebooks
+
+#: Variables that change what a chapter computes, with the values that they have for a build when they are not set.
+VARIABLES = dict.fromkeys(("NCLIB_SCALE", "NCLIB_SEED", "NCLIB_DATA"), "") | notebooks.ONE_THREAD
+
+#: Libraries that compute or draw.  The pins may name other versions than those that are there.
+LIBRARIES = ("torch", "numpy", "scipy", "pandas", "scikit-learn", "cvxpy", "matplotlib", "seaborn")
 
 #: Files, relative to the book's folder, that change what a chapter computes without changing its cells.
 FILES = ("nclib/**/*", "constraints.txt", "results/**/*")
@@ -32,8 +39,11 @@ def fingerprint(root: Path) -> str:
             if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(NO_INPUT):
                 digest.update(f"\0{path.relative_to(root).as_posix()}\0".encode())
                 digest.update(path.read_bytes())
-    for name in VARIABLES:
-        digest.update(f"\0{name}={os.environ.get(name, '')}".encode())
+    for name, default in VARIABLES.items():
+        digest.update(f"\0{name}={os.environ.get(name) or default}".encode())
+    for name in LIBRARIES:
+        digest.update(f"\0{name}=={_version(name)}".encode())
+    digest.update(f"\0{device_name()}".encode())
     return digest.hexdigest()
 
 
@@ -53,20 +63,16 @@ def commit(root: Path, *places: str) -> str:
         return ""
 
 
-def versions() -> str:
-    """Versions of what executes the chapters and of what builds the book."""
-    found = [f"Python {platform.python_version()}"]
-    for label, name in (
-        ("PyTorch", "torch"),
-        ("NumPy", "numpy"),
-        ("SciPy", "scipy"),
-        ("Jupyter Book", "jupyter-book"),
-    ):
-        try:
-            found.append(f"{label} {version(name).partition('+')[0]}")
-        except PackageNotFoundError:
-            continue
-    return ", ".join(found)
+def assembler() -> str:
+    """What makes pages of outputs."""
+    return f"Jupyter Book {_version('jupyter-book')}"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
 
 
 def day(timestamp: float) -> str:

@@ -2,14 +2,13 @@
 
 - ``{verdict}`` tells a theorem's claims, ``{theorem-map}`` shows every theorem with its verdict; both are filled
   after all pages are read, from the executed notebooks' own outputs.
-- A theorem without a claim, a claim without a theorem and a claim that fails are warnings (errors under
-  ``-W``); a chapter that fails makes the build exit non-zero even without ``-W``.
+- A theorem without a claim, a claim without a theorem, a claim that fails and a warning of the book's own code are
+  warnings (errors under ``-W``); a chapter that fails makes the build exit non-zero even without ``-W``.
 - Every chapter says how to run it and how it was made, and offers its self-contained notebook.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -91,8 +90,12 @@ def purge(_app: Sphinx, env: BuildEnvironment, docname: str) -> None:
 
 def gather(app: Sphinx, doctree: nodes.document) -> None:
     """Once a page is read: its theorems and the claims among its outputs."""
-    page = ledger.read_page(doctree, execution.read(app, app.env.docname))
+    notebook = execution.read(app, app.env.docname)
+    page = ledger.read_page(doctree, notebook)
+    if notebook is not None and (notices := ledger.read_stderr(notebook).strip()):
+        LOGGER.info("%s: not shown on the page, but written to stderr: %s", app.env.docname, notices)
     page.shows = {place["shows"] for place in doctree.findall(Placeholder)}
+    page.commit = execution.commit(app, notebook) if page.is_notebook else ""
     ledger.ledger(app.env).pages[app.env.docname] = page
 
 
@@ -151,9 +154,9 @@ def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             node += mark
     heading = next(iter(doctree.findall(nodes.title)), None)
     if heading is not None:
-        facts, section = page_facts(app, docname), heading.parent
+        done, section = execution.facts(app.env, docname), heading.parent
         section.insert(section.index(heading) + 1, page_parts.run_line(shown))
-        section += page_parts.how_made(shown, facts)
+        section += page_parts.how_made(shown, done)
 
 
 def borrowed(app: Sphinx, shown: page_parts.Shown, label: str) -> list[nodes.Node]:
@@ -170,23 +173,6 @@ def borrowed(app: Sphinx, shown: page_parts.Shown, label: str) -> list[nodes.Nod
             return [node.deepcopy(), page_parts.raw(f'<p class="nc-from">From chapter {address}</p>')]
     LOGGER.warning("{from-chapter}: no chapter has a figure '%s'", label, location=shown.docname)
     return []
-
-
-def page_facts(app: Sphinx, docname: str) -> dict[str, str]:
-    """What is known of a chapter's execution, by name; what is not known is left out."""
-    page, done = ledger.ledger(app.env).pages[docname], execution.facts(app.env, docname)
-    scale = os.environ.get("NCLIB_SCALE") or "quick"
-    here = [record for record in page.records if record["scale"] == scale]  # others are of stored results
-    first = (here or page.records or [{}])[0]
-    facts = {
-        "scale": first.get("scale") or scale,
-        "device": first.get("device", ""),
-        "base seed": str(first.get("base_seed", "")),
-        "executed in": provenance.seconds(done["runtime"]) if done.get("runtime") else "",
-        "on": provenance.day(done["mtime"]) if done.get("mtime") else "",
-        "commit": provenance.commit(Path(app.srcdir)),
-    }
-    return {name: value for name, value in facts.items() if value}
 
 
 def fail_loudly(app: Sphinx, error: Exception | None) -> None:
@@ -221,4 +207,4 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("env-updated", touched)
     app.connect("doctree-resolved", fill)
     app.connect("build-finished", fail_loudly)
-    return {"version": "1", "env_version": 1, "parallel_read_safe": True, "parallel_write_safe": True}
+    return {"version": "1", "env_version": 2, "parallel_read_safe": True, "parallel_write_safe": True}

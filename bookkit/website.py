@@ -139,7 +139,7 @@ def _is_foreign(script: Any) -> bool:
 def open_in_colab(
     app: Sphinx, page: str, _template: str, context: dict[str, Any], _tree: nodes.document | None
 ) -> None:
-    """Let the Colab button open what Colab can show: the self-contained notebook, on the branch of the built book."""
+    """Let the Colab button open what Colab can show: the self-contained notebook, where the book is published."""
     branch = app.config.html_theme_options.get("launch_buttons", {}).get("colab_branch")
     for group in context.get("header_buttons", []):
         for button in group.get("buttons", []):

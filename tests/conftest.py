@@ -19,14 +19,15 @@ import torch
 from playwright.sync_api import Browser, sync_playwright
 
 import nclib as nc
-from bookkit import pdf
+from bookkit import kernels, pdf
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "_build" / "html"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Examples in docstrings, which no fixture reaches, keep their claims out of the built book's ledger."""
+    """Kernels are this Python; examples in docstrings, which no fixture reaches, keep out of the book's ledger."""
+    kernels.prepare()
     folder = tempfile.mkdtemp(prefix="claims-")
     os.environ["NCLIB_CLAIMS"] = folder
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))

@@ -55,15 +55,24 @@ def chapter(name: str) -> None:
     """
     if not name.replace("_", "").replace("-", "").isalnum():
         raise ValueError(f"name={name!r}: a chapter is named like its file, e.g. '02_minimum_norm'")
+    import scipy  # not needed where nothing runs
+
     global _chapter
     _chapter = name
     style()
     _records.clear()
     _write()
-    line = (
-        f"scale {scale_name()} · device {device_name()} · base seed {base_seed()} · Python {python_version()} · "
-        f"PyTorch {torch.__version__.partition('+')[0]} · NumPy {np.__version__}"
+    facts = (
+        f"scale {scale_name()}",
+        f"device {device_name()}",
+        f"base seed {base_seed()}",
+        f"threads {torch.get_num_threads()}",
+        f"Python {python_version()}",
+        f"PyTorch {torch.__version__.partition('+')[0]}",
+        f"NumPy {np.__version__}",
+        f"SciPy {scipy.__version__}",
     )
+    line = " · ".join(facts)
     _show(line, f'<p class="nc-facts">{html.escape(line)}</p>')
 
 

@@ -49,10 +49,14 @@ LABELS = {
 def style() -> None:
     """Set the house style for all figures from here on (`nclib.chapter` does this).
 
-    Notebooks show figures as SVG, or in the formats that ``NCLIB_FIGURES`` names (``svg,pdf``).
+    Notebooks show figures as SVG, or in the formats that ``NCLIB_FIGURES`` names (``svg,pdf``), whatever backend
+    the surroundings name; ``%matplotlib`` after this call chooses another.
     """
     import seaborn as sns
 
+    ipython = shell()
+    if getattr(ipython, "kernel", None) is not None:
+        ipython.enable_matplotlib("inline")
     sns.set_theme(
         context="notebook",
         style="ticks",
@@ -79,7 +83,7 @@ def style() -> None:
             "pdf.fonttype": 42,  # letters stay letters
         },
     )
-    if shell() is not None:
+    if ipython is not None:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 
         formats = os.environ.get("NCLIB_FIGURES", "svg").split(",")

@@ -105,11 +105,12 @@ def result(*names: str, folder: str | os.PathLike[str] | None = None) -> Result:
     if not manifest.exists():
         raise FileNotFoundError(f"{name}.csv has no manifest {name}.json, so nobody knows what it is: remove it")
     facts = json.loads(manifest.read_text("utf-8"))
-    content = (place / f"{name}.csv").read_bytes()
+    content = (place / f"{name}.csv").read_bytes().replace(b"\r\n", b"\n")  # as git on Windows may end lines
+    mend = f"bring both back with `git checkout results/{name}.*`, or compute the result again"
     if facts.get("config_sha256") != fingerprint(facts.get("config", {})):
-        raise ValueError(f"{name}.json: its configuration is not the one that was run; compute the result again")
+        raise ValueError(f"{name}.json: its configuration is not the one that was run; {mend}")
     if facts.get("csv_sha256") != fingerprint(content):
-        raise ValueError(f"{name}.csv is not the table that {name}.json was written for; compute the result again")
+        raise ValueError(f"{name}.csv is not the table that {name}.json was written for; {mend}")
     return Result(pd.read_csv(io.BytesIO(content)), facts)
 
 

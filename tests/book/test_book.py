@@ -293,7 +293,9 @@ def test_chapters_offer_their_self_contained_notebook(sheet: Sheet) -> None:
     assert line.count() == (sheet.name in CHAPTERS)
     if sheet.name in CHAPTERS:
         told = sheet.page.locator(".nc-made").text_content() or ""
-        assert re.search(r"executed in .+ on \d{4}-.+Scale (quick|full), device .+, base seed \d+; ", told)
+        assert re.search(
+            r"executed in .+ on \d{4}-.+Scale (quick|full), device .+, base seed \d+, threads \d+; ", told
+        )
         with sheet.page.expect_download() as download:
             line.locator("a").click()
         assert "@title Set-up" in Path(download.value.path()).read_text("utf-8")

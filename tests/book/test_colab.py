@@ -93,7 +93,7 @@ class Bare:
     def site_packages(python: str | Path) -> list[str]:
         """Where a Python finds its libraries."""
         where = "import sysconfig as s; print(s.get_path('purelib')); print(s.get_path('platlib'))"
-        return subprocess.check_output([python, "-c", where], text=True).split()
+        return subprocess.check_output([python, "-c", where], text=True).splitlines()
 
     @property
     def surroundings(self) -> dict[str, str]:

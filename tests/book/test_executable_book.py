@@ -6,14 +6,18 @@ import json
 import re
 import shutil
 import sys
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from conftest import ROOT, python, run
 from docutils import nodes
+from jupyter_cache.executors.utils import ExecutionResult
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from bookkit import ledger, notebooks, page_parts, provenance
+from bookkit import execution, ledger, notebooks, page_parts, provenance
 from nclib.book import claims
 
 CHAPTER = """---
@@ -47,6 +51,24 @@ nc.claim("thm-equilibrium", "the norm is $\\\\rho$", predicted=predicted, measur
 ```
 """
 HOLDS = CHAPTER.replace("MEASURED", "predicted * (1 + 1e-4)")
+# What a machine may write to stderr, and a figure.
+NOTICE_AND_FIGURE = """
+```{code-cell} ipython3
+---
+mystnb:
+  figure:
+    caption: A line.
+    name: fig-line
+  image:
+    alt: A line.
+---
+import sys
+
+print("old", "driver", file=sys.stderr)
+figure, ax = nc.panels()
+ax.plot([1, 2]);
+```
+"""
 BROKEN = CHAPTER.replace("MEASURED", "predicted * 1.02")
 
 
@@ -92,10 +114,12 @@ def html(book: Path, page: str) -> str:
 
 
 def test_claims_are_shown_kept_and_never_stale(tmp_path: Path) -> None:
-    book = make_book(tmp_path / "book", HOLDS)
-    code, log = strict(book)
+    book = make_book(tmp_path / "book", HOLDS + NOTICE_AND_FIGURE)
+    # Another backend than a notebook's, and a home folder that can't be written to.
+    code, log = strict(book, MPLBACKEND="agg", HOME="/dev/null/nobody", XDG_CACHE_HOME="", XDG_CONFIG_HOME="")
     assert code == 0, log
-    assert "Executing notebook" in log
+    assert "old driver" in log
+    assert "01_norm: executed in" in log
 
     # The verdicts and the map link the theorem by its number and give its verdict.
     for page in ("verdicts", "index"):
@@ -110,9 +134,14 @@ def test_claims_are_shown_kept_and_never_stale(tmp_path: Path) -> None:
     assert "<summary>Code of the claims</summary>" in chapter
     assert '<a href="../verdicts.html#verdict-thm-equilibrium">✓ 1 of 1 claim holds in this build</a>' in chapter
     assert 'href="../colab/01_norm.ipynb" download' in chapter
-    assert re.search(r"executed in \d+ s on \d{4}-\d\d-\d\d, .*Scale quick, device \S.*, base seed 0; ", chapter)
+    assert re.search(r"executed in \d+ s on \d{4}-\d\d-\d\d, ", chapter)
+    made = r"Scale quick, device \S.*, base seed 0, threads 1; Python 3.*, PyTorch .*, NumPy .*, SciPy [\d.]+\."
+    assert re.search(made, chapter)
     assert "<summary>Set-up</summary>" in chapter
     assert "nc-facts" not in chapter
+    assert 'id="fig-line"' in chapter
+    assert "old driver" not in chapter
+    assert "writable" not in chapter
     # The Colab button opens the notebook that Colab can show, from the branch on which the book is published.
     (button,) = re.findall(r'href="https://colab\.research\.google\.com/github/owner/book/blob/([^"]*)"', chapter)
     assert button == "gh-pages/colab/01_norm.ipynb"
@@ -130,7 +159,7 @@ def test_claims_are_shown_kept_and_never_stale(tmp_path: Path) -> None:
     (book / "index.md").write_text("# The book\n\n```{theorem-map}\n```\n", "utf-8")
     code, log = strict(book)
     assert code == 0, log
-    assert "Executing notebook" not in log
+    assert "executed in" not in log
     assert "forged" not in html(book, "verdicts")
     assert json.loads(ledger_file.read_text("utf-8")) == [record]
     assert not (book / "_build" / "claims" / "99_gone.json").exists()
@@ -148,7 +177,7 @@ def test_claims_are_shown_kept_and_never_stale(tmp_path: Path) -> None:
     claims.write_text(claims.read_text("utf-8").replace("def claim(", "WORD = 1\n\n\ndef claim("), "utf-8")
     code, log = strict(book, NCLIB_SEED="7")
     assert code == 0, log
-    assert "Executing notebook" in log
+    assert "01_norm: executed in" in log
     assert "base seed 7" in html(book, "verdicts")
 
     # What no longer claims anything leaves no verdict behind, and is an error.
@@ -192,13 +221,42 @@ def test_fingerprint_follows_package_pins_results_and_environment(
     for name in ("nclib/a.py", "constraints.txt", "results/run.csv"):
         (tmp_path / name).write_text("1", "utf-8")
         seen.add(provenance.fingerprint(tmp_path))
-    for name in ("NCLIB_SCALE", "NCLIB_SEED"):
+    for name in ("NCLIB_SCALE", "NCLIB_SEED", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "9")
         seen.add(provenance.fingerprint(tmp_path))
-    assert len(seen) == 6
+    monkeypatch.setattr(provenance, "version", lambda name: "9" if name == "scipy" else version(name))
+    seen.add(provenance.fingerprint(tmp_path))
+    monkeypatch.setattr(provenance, "device_name", lambda: "another")
+    seen.add(provenance.fingerprint(tmp_path))
+    assert len(seen) == 9
     (tmp_path / "index.md").write_text("prose", "utf-8")
     (tmp_path / "results" / "base_seeds.csv").write_text("1", "utf-8")  # which no chapter reads
     assert provenance.fingerprint(tmp_path) in seen
+
+
+def test_a_page_says_what_made_its_outputs_and_not_what_assembles_it() -> None:
+    line = "scale full · device H · base seed 7 · threads 3 · Python 3.0 · SciPy 1.2"
+    shown = new_output("display_data", {"text/html": f'<p class="nc-facts">{line}</p>', "text/plain": line})
+    made = new_notebook(cells=[new_code_cell(outputs=[shown])])
+    page = ledger.Page(made_on=ledger.read_facts(made), commit="abc")
+    book = SimpleNamespace(docname="a", book=ledger.Ledger(pages={"a": page}))
+    text = page_parts.how_made(book, {"runtime": 5.0, "mtime": 1.0}).astext()  # type: ignore[arg-type]
+    assert "executed in 5 s on 1970-01-01, " in text
+    assert "Scale full, device H, base seed 7, threads 3; Python 3.0, SciPy 1.2; commit abc. " in text
+
+
+def test_outputs_are_kept_with_the_commit_that_made_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "a.md"
+    source.write_text(CHAPTER.partition("# A norm")[0] + "```{code-cell} ipython3\n1\n```\n", "utf-8")
+    done = ExecutionResult(None, "", 2.0)
+    monkeypatch.setattr(execution, "single_nb_execution", lambda *_, **__: done)
+    folder = tmp_path / "cache"
+    execution.execute([source], folder, 9, "abc")
+    app = SimpleNamespace(config=SimpleNamespace(nb_execution_cache_path=str(folder)))
+    notebook = execution.source_notebook(source)
+    assert execution.commit(app, notebook) == "abc"  # type: ignore[arg-type]
+    notebook.cells[0].source = "2"
+    assert execution.commit(app, notebook) == ""  # type: ignore[arg-type]
 
 
 def test_commit_is_empty_outside_a_repository(tmp_path: Path) -> None:
@@ -267,13 +325,51 @@ def test_code_that_claims_or_draws_is_folded(code: str, shown: str | None, figur
     assert all(block["language"] == "ipython3" for block in source.findall(nodes.literal_block))
 
 
+@pytest.mark.parametrize(
+    ("line", "defect"),
+    [
+        ("/tmp/ipykernel_12/34.py:5: RuntimeWarning: overflow in x", True),
+        ("C:\\T\\ipykernel_12\\34.py:5: UserWarning: a word", True),
+        ("/home of me/nclib/theory/flow.py:7: UserWarning: a word", True),
+        ("/opt/lib/scipy/linalg/_basic.py:3: LinAlgWarning: ill-conditioned matrix", True),
+        ("Traceback (most recent call last):", True),
+        (
+            "/nclib/.venv/lib/python3.12/site-packages/torch/cuda/__init__.py:1: UserWarning: the driver is old",
+            False,
+        ),
+        ("/opt/lib/torch/cuda/__init__.py:129: UserWarning: the driver is too old", False),
+        ("[W1130 16:00:00 NNPACK.cpp:61] Could not initialize NNPACK!", False),
+        ("mkdir -p failed for path /nclib/x: not a writable folder", False),
+    ],
+)
+def test_on_stderr_what_the_book_wrote_is_a_defect_and_what_the_machine_wrote_is_not(
+    line: str, defect: bool
+) -> None:
+    output = new_output("stream", name="stderr", text=f"some words\n{line}\n  more\n")
+    made = new_notebook(cells=[new_code_cell(outputs=[output])])
+    assert ledger.read_defects(made) == ([f"a cell writes to stderr: {line}"] if defect else [])
+
+
+def test_a_figure_that_did_not_come_out_is_a_defect() -> None:
+    meant = {"mystnb": {"figure": {"name": "fig-a"}}}
+    made = new_notebook(
+        cells=[new_code_cell(metadata=meant, outputs=[new_output("execute_result", {"text/plain": "x"})])]
+    )
+    assert ledger.read_defects(made) == ["no figure 'fig-a' came out of its cell"]
+    made.cells[0].outputs.append(new_output("display_data", {"image/svg+xml": "<svg/>"}))
+    assert ledger.read_defects(made) == []
+
+
 def test_problems_name_the_page() -> None:
     theorem = ledger.Theorem("thm-a", "theorem", "theorem", [], 7)
     book = ledger.Ledger(pages={"chapters/01_a": ledger.Page(theorems={"thm-a": theorem})})
     assert list(ledger.problems(book, {"chapters/01_a"})) == [
         ("chapters/01_a", 7, "no claim checks theorem 'thm-a'")
     ]
+    book.pages["chapters/01_a"].defects.append("d")
     assert list(ledger.problems(book, set())) == []  # the chapter did not run to its end
+    assert next(ledger.problems(book, {"chapters/01_a"})) == ("chapters/01_a", None, "d")
+    book.pages["chapters/01_a"].defects.clear()
     book.pages["chapters/01_a"].records.append(dict(RECORD))
     assert list(ledger.problems(book, {"chapters/01_a"})) == []
     book.pages["chapters/01_a"].records.append({**RECORD, "passed": False})

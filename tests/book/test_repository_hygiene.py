@@ -96,6 +96,18 @@ def test_no_build_products_or_weights() -> None:
     assert not bad
 
 
+def test_lines_end_alike_on_every_system() -> None:
+    command = ["git", "ls-files", "--eol"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    for line in listed.stdout.splitlines():
+        kept, here, attributes = line.partition("\t")[0].split(None, 2)
+        assert kept.removeprefix("i/") in ("lf", "none", "-text"), line
+        assert here.removeprefix("w/") in ("lf", "none", "-text", ""), line
+        assert attributes.strip() == "attr/text=auto eol=lf", line
+
+
 def test_nothing_is_big() -> None:
     assert not [f"{p.name}: {p.stat().st_size}" for p in files() if p.stat().st_size > FILE_LIMIT]
 

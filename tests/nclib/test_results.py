@@ -60,6 +60,12 @@ def test_a_result_that_is_not_in_order_is_replaced(kept: Path, damage: str) -> N
     assert result("trial", folder=kept).manifest["seconds"] == 1
 
 
+def test_a_result_survives_the_line_ends_of_windows(kept: Path) -> None:
+    for path in kept.iterdir():
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    pd.testing.assert_frame_equal(result("trial", folder=kept).frame, FRAME)
+
+
 def test_a_result_without_a_manifest_is_refused(kept: Path) -> None:
     (kept / "trial.json").unlink()
     with pytest.raises(FileNotFoundError, match="has no manifest"):
