@@ -7,19 +7,22 @@ import sys
 from pathlib import Path
 
 import matplotlib
+import matplotlib.pyplot as plt
 import pretend
 
 from bookkit import notebooks
 
 
-def code(chapter: Path) -> str:
-    """All code of a chapter, as its notebook runs it."""
+def code(chapter: Path) -> list[str]:
+    """The cells of code of a chapter's notebook."""
     cells = notebooks.notebook(chapter.read_text("utf-8")).cells
-    return "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    return [cell.source for cell in cells if cell.cell_type == "code"]
 
 
 if __name__ == "__main__":
     matplotlib.use("Agg")
     os.environ["NCLIB_DEVICE"] = str(pretend.device())
-    lecture = Path(sys.argv[1])
-    exec(compile(code(lecture), lecture.name, "exec"), {"__name__": "__main__"})
+    lecture, names = Path(sys.argv[1]), {"__name__": "__main__"}
+    for number, source in enumerate(code(lecture), start=1):
+        exec(compile(source, f"{lecture.stem}, cell {number}", "exec"), names)
+        plt.close("all")  # as a notebook does after a cell

@@ -14,7 +14,7 @@ from bookkit import notebooks
 
 #: What runs where NCLIB_DEVICE says; all else in a lecture is NumPy, or networks made on the CPU.
 ON_THE_DEVICE = re.compile(r"nc\.(?:train|step_by_step|device)\(")
-TRAINING = [chapter for chapter in notebooks.chapters() if ON_THE_DEVICE.search(code(chapter))]
+TRAINING = [chapter for chapter in notebooks.chapters() if any(map(ON_THE_DEVICE.search, code(chapter)))]
 
 
 @pytest.mark.drill
