@@ -100,6 +100,10 @@ def test_the_device_refuses_what_a_gpu_refuses(device: torch.device, mistake: Ca
         mistake(torch.ones(3, device=device))
 
 
+def test_nclib_takes_the_device_that_is_there(device: torch.device) -> None:
+    assert nc.device() == device
+
+
 # ---------------------------------------------------------------------- read off a network, or data
 
 READ: dict[str, Callable[[Net, nc.Data], Any]] = {
