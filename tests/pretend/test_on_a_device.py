@@ -255,7 +255,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "convnet, vmap": dict(arch=nc.convnet((4,), norm="bn"), grid=GRID, opt=dict(batch=8), engine="vmap"),
     "resnet": dict(arch=nc.resnet18(widths=(4, 4, 4, 4)), grid=dict(seed=[0]), opt=dict(batch=8), engine="loop"),
     "cross-entropy": dict(arch=nc.mlp((8,)), grid=GRID, opt=dict(loss="cross_entropy"), classes=3),
-    "divergence": dict(arch=nc.mlp((8,)), grid=dict(lr=[0.1, 1e9], seed=[0, 1])),
+    "divergence": dict(arch=nc.mlp((8,)), grid=dict(lr=[0.1, 1e9], seed=[0, 1]), measure=EVERYTHING),
 }
 
 
