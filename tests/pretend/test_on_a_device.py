@@ -166,6 +166,7 @@ READ_OFF_DATA: dict[str, Callable[[nc.Data], Any]] = {
     "y": lambda data: (data.y, data.y_test),
     "truth": lambda data: data.truth,
     "collapse": lambda data: nc.collapse(*features(data)),
+    "collapse, the rest on the CPU": lambda data: nc.collapse(data.x, *(t.cpu() for t in features(data)[1:])),
     "CollapseStatistics": batched,
     "mse_split": lambda data: nc.mse_split(*features(data)),
     "simplex_view": lambda data: nc.simplex_view(*features(data)[:3]),
