@@ -9,7 +9,8 @@ VENV ?= .venv
 COLAB ?= .venv-colab
 JOBS ?= 2
 # Tests that have a target of their own.
-MARKS ?= not paper
+MARKS ?= not paper and not device
+DRILLS ?= drill
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 LISTS := pyproject.toml constraints.txt
@@ -63,9 +64,10 @@ test: install  ## Run the tests, then every chapter as a test
 mutants: install  ## Change formulas of nclib one at a time: do the tests see it? (ARGS="theory/flow --sample 50")
 	@$(ONE_THREAD) $(BIN)/python -m tests.mutants --jobs $(JOBS) $(ARGS)
 
-drill: colab $(COLAB)/.installed  ## Run every self-contained notebook with the versions that Colab carries
+drill: colab $(COLAB)/.installed  ## Run every self-contained notebook as Colab does: its versions, then not on the CPU
 	@$(ONE_THREAD) COLAB_PYTHON="$$PWD/$(COLAB)/bin/python" \
-	  $(BIN)/python -m pytest tests/book/test_colab.py tests/book/test_colab_drill.py -m drill -n $(JOBS) --dist=load
+	  $(BIN)/python -m pytest tests/book/test_colab.py tests/book/test_colab_drill.py tests/pretend/test_lectures.py \
+	    -m "$(DRILLS)" -n $(JOBS) --dist=load
 
 # PyTorch comes in the version of the book's own environment: another one is gigabytes.
 $(COLAB)/.installed: tests/book/colab-versions.txt constraints.txt

@@ -72,8 +72,11 @@ def device() -> torch.device:
         found = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"NCLIB_DEVICE={name!r} is no device; write cpu, cuda, cuda:1 or mps") from error
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(found.type, False):
+    try:
+        there = torch.get_device_module(found).is_available()
+    except RuntimeError:  # a kind of device that this PyTorch can only name
+        there = False
+    if not there:
         raise ValueError(f"NCLIB_DEVICE={name!r}: no such device on this machine; unset it or write cpu")
     return found
 

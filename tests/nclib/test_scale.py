@@ -30,9 +30,10 @@ def test_an_unknown_device_is_an_error(monkeypatch):
         nc.device()
 
 
+@pytest.mark.parametrize("name", ["cuda", "meta"])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_an_absent_device_is_an_error(monkeypatch):
-    monkeypatch.setenv("NCLIB_DEVICE", "cuda")
+def test_an_absent_device_is_an_error(monkeypatch, name):
+    monkeypatch.setenv("NCLIB_DEVICE", name)
     with pytest.raises(ValueError, match="no such device on this machine"):
         nc.device()
 
