@@ -1,0 +1,135 @@
+"""What people have, as what we compute with: one function for each kind of argument, used at every entrance.
+
+Each takes the argument's name first and raises ValueError that names it and says what to write.
+Array-likes are NumPy arrays of any strides and byte order, read-only or memory-mapped; tensors of any floating
+type on any device, with or without gradients; nested lists; and pandas' Series, DataFrame, Index and Categorical,
+whose values count and whose index does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+Array = NDArray[np.float64]
+Arrays = ArrayLike | Tensor
+
+SEED = 2**64  #: seeds are whole numbers below it: what both NumPy's and PyTorch's generators take
+
+
+def count(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
+    """A whole number (of Python or NumPy, not a truth value) from `least` to `most`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool | np.bool_) or number < least or (most is not None and number > most):
+        upto = "" if most is None else f" and <= {most}"
+        raise ValueError(
+            f"{name}={_shown(value)}: expected a whole number >= {least}{upto}; write e.g. {name}={least}"
+        )
+    return number
+
+
+def seed(name: str, value: Any) -> int:
+    """A seed: a whole number in [0, 2⁶⁴)."""
+    return count(name, value, 0, SEED - 1)
+
+
+def number(name: str, value: Any, expected: str, inside: Callable[[float], bool] = lambda _: True) -> float:
+    """A finite number for which `inside` holds; `expected` says in words which numbers those are."""
+    found = math.nan
+    if not isinstance(value, bool | np.bool_ | str | bytes):
+        try:
+            found = float(value)
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            found = math.nan
+    if not (math.isfinite(found) and inside(found)):
+        raise ValueError(f"{name}={_shown(value)}: expected {expected}")
+    return found
+
+
+def array(name: str, value: Any, expected: str = "an array of numbers", *, finite: bool = True) -> Array:
+    """Real numbers as a float64 array, the caller's own memory where that is float64 already."""
+    found = _real(name, _plain(name, value, expected), expected)
+    if finite and not np.isfinite(found).all():
+        raise ValueError(f"{name}: holds NaN or infinity; expected {expected}, all of them finite")
+    return found
+
+
+def tensor(name: str, value: Any, expected: str = "an array of numbers", *, like: Tensor) -> Tensor:
+    """Real numbers as a tensor of the floating type and on the device of `like`."""
+    if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_complex():
+        found = value.detach()
+    else:
+        found = torch.from_numpy(np.array(_real(name, _plain(name, value, expected), expected)))
+    cast = found.to(like.device, like.dtype)
+    if not bool(cast.isfinite().all()):
+        raise ValueError(f"{name}: holds NaN or infinity in {like.dtype}; expected {expected}, all of them finite")
+    return cast
+
+
+def labels(name: str, value: Any, n: int | None = None) -> NDArray[Any]:
+    """Labels as a new array (N,) of int64 or of strings; whole floating-point numbers count as integers."""
+    expected = "one integer or string for each input, shape (N,)"
+    found = _plain(name, value, expected)
+    if found.dtype.kind == "O" and found.ndim == 1 and all(isinstance(one, str) for one in found):
+        found = found.astype(str)
+    if found.dtype.kind != "U":
+        real = found if found.dtype.kind in "biu" else _real(name, found, expected)
+        found = real.astype(np.int64, copy=True) if _whole(real) else real
+    if found.dtype.kind not in "iU" or found.ndim != 1:
+        raise ValueError(f"{name}: got shape {found.shape} of {found.dtype}; expected {expected}")
+    if n is not None and len(found) != n:
+        raise ValueError(f"{name}: {len(found)} labels for {n} inputs; give one for each row")
+    return found
+
+
+def _whole(real: NDArray[Any]) -> bool:
+    """Whether int64 holds every one of these numbers exactly."""
+    if real.size == 0:
+        return True
+    if real.dtype.kind == "f":
+        return bool(np.isfinite(real).all() and (real == np.round(real)).all() and (np.abs(real) < 2**53).all())
+    return real.dtype.kind != "u" or int(real.max()) < 2**63
+
+
+def _plain(name: str, value: Any, expected: str) -> NDArray[Any]:
+    """Anything array-like as a NumPy array of whatever type it has."""
+    if isinstance(value, Tensor):
+        found = value.detach().to_dense() if value.layout != torch.strided else value.detach()
+        return (found.double() if found.is_floating_point() else found).numpy(force=True)
+    if value is None or isinstance(value, str | bytes | dict | set) or callable(value):
+        raise ValueError(f"{name}={_shown(value)}: expected {expected}")
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise ValueError(
+            f"{name}: {int(np.ma.count_masked(value))} entries are masked; fill them or leave them out"
+        )
+    if isinstance(value, list | tuple) and any(isinstance(part, Tensor) for part in value):
+        value = [part.detach().cpu().double().numpy() if isinstance(part, Tensor) else part for part in value]
+    try:
+        return np.asarray(value)
+    except Exception as error:  # whatever an object's own conversion raises
+        raise ValueError(f"{name}: {_shown(value)} is no array ({error}); expected {expected}") from error
+
+
+def _real(name: str, found: NDArray[Any], expected: str) -> Array:
+    if found.dtype.kind == "O":
+        with contextlib.suppress(TypeError, ValueError):
+            found = found.astype(np.float64)
+    if found.dtype.kind not in "buif":
+        raise ValueError(f"{name}: got shape {found.shape} of {found.dtype}; expected {expected}")
+    return found.astype(np.float64, copy=False)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
