@@ -9,16 +9,18 @@ whose values count and whose index does not.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import math
 import operator
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+T = TypeVar("T")
 Array = NDArray[np.float64]
 Arrays = ArrayLike | Tensor
 
@@ -44,6 +46,65 @@ def seed(name: str, value: Any) -> int:
     return count(name, value, 0, SEED - 1)
 
 
+def counts(name: str, value: Any, example: str) -> tuple[int, ...]:
+    """Whole numbers >= 1, as a tuple."""
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError
+        return tuple(count(name, one, 1) for one in value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}={_shown(value)}: expected whole numbers >= 1, e.g. {name}={example}") from None
+
+
+def choice(name: str, value: Any, options: Sequence[str], more: str = "") -> str:
+    """One of some words; `more` says what else there is to write."""
+    if not (isinstance(value, str) and value in options):
+        near = difflib.get_close_matches(str(value).lower(), options, n=1) if isinstance(value, str) else []
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        known = ", ".join(map(repr, options))
+        raise ValueError(f"{name}={_shown(value)}: unknown; {hint}write one of {known}{more}")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False, of Python or NumPy: anything else, such as "no", would count as true."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name}={_shown(value)}: expected True or False")
+    return bool(value)
+
+
+def dtype(name: str, value: Any) -> torch.dtype:
+    """A floating-point type that networks can have."""
+    known = torch.float16, torch.bfloat16, torch.float32, torch.float64
+    if isinstance(value, torch.dtype) and value in known:
+        return value
+    raise ValueError(f"{name}={_shown(value)}: expected a floating-point type, e.g. {name}=torch.float64")
+
+
+def device(name: str, value: Any) -> torch.device | None:
+    """A device that is there; None stays None."""
+    if value is None:
+        return None
+    try:
+        found = torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{name}={_shown(value)} is no device; write cpu, cuda, cuda:1 or mps") from error
+    try:
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"{name}={_shown(value)}: no such device on this machine; unset it or write cpu"
+        ) from error
+    return found
+
+
+def instance(name: str, value: Any, kind: type[T], write: str) -> T:
+    """What one of this package's own functions returned; `write` is an example of its call."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name}={_shown(value)}: expected what nclib makes; write e.g. {name}={write}")
+    return value
+
+
 def number(name: str, value: Any, expected: str, inside: Callable[[float], bool] = lambda _: True) -> float:
     """A finite number for which `inside` holds; `expected` says in words which numbers those are."""
     found = math.nan
@@ -60,20 +121,27 @@ def number(name: str, value: Any, expected: str, inside: Callable[[float], bool]
 def array(name: str, value: Any, expected: str = "an array of numbers", *, finite: bool = True) -> Array:
     """Real numbers as a float64 array, the caller's own memory where that is float64 already."""
     found = _real(name, _plain(name, value, expected), expected)
-    if finite and not np.isfinite(found).all():
-        raise ValueError(f"{name}: holds NaN or infinity; expected {expected}, all of them finite")
+    if finite and not (good := np.isfinite(found)).all():
+        where = tuple(np.argwhere(~good)[0].tolist())
+        raise ValueError(
+            f"{name}: holds NaN or infinity, first at {where}; expected {expected}, all of them finite"
+        )
     return found
 
 
-def tensor(name: str, value: Any, expected: str = "an array of numbers", *, like: Tensor) -> Tensor:
-    """Real numbers as a tensor of the floating type and on the device of `like`."""
+def tensor(name: str, value: Any, expected: str = "an array of numbers", *, like: Tensor | None = None) -> Tensor:
+    """Real numbers as a tensor of the floating type and on the device of `like`, or in float64 where it is."""
     if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_complex():
         found = value.detach()
     else:
         found = torch.from_numpy(np.array(_real(name, _plain(name, value, expected), expected)))
-    cast = found.to(like.device, like.dtype)
+    cast = found.to(*((found.device, torch.float64) if like is None else (like.device, like.dtype)))
     if not bool(cast.isfinite().all()):
-        raise ValueError(f"{name}: holds NaN or infinity in {like.dtype}; expected {expected}, all of them finite")
+        where = tuple((~cast.isfinite()).nonzero()[0].tolist())
+        raise ValueError(
+            f"{name}: holds NaN or infinity in {cast.dtype}, first at {where}; "
+            f"expected {expected}, all of them finite"
+        )
     return cast
 
 
@@ -81,7 +149,7 @@ def labels(name: str, value: Any, n: int | None = None) -> NDArray[Any]:
     """Labels as a new array (N,) of int64 or of strings; whole floating-point numbers count as integers."""
     expected = "one integer or string for each input, shape (N,)"
     found = _plain(name, value, expected)
-    if found.dtype.kind == "O" and found.ndim == 1 and all(isinstance(one, str) for one in found):
+    if found.dtype.kind in "OT" and found.ndim == 1 and all(isinstance(one, str) for one in found):
         found = found.astype(str)
     if found.dtype.kind != "U":
         real = found if found.dtype.kind in "biu" else _real(name, found, expected)
@@ -111,7 +179,7 @@ def _plain(name: str, value: Any, expected: str) -> NDArray[Any]:
         raise ValueError(f"{name}={_shown(value)}: expected {expected}")
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise ValueError(
-            f"{name}: {int(np.ma.count_masked(value))} entries are masked; fill them or leave them out"
+            f"{name}: {np.ma.getmaskarray(value).sum()} entries are masked; fill them or leave them out"
         )
     if isinstance(value, list | tuple) and any(isinstance(part, Tensor) for part in value):
         value = [part.detach().cpu().double().numpy() if isinstance(part, Tensor) else part for part in value]

@@ -305,11 +305,11 @@ def test_standardise_of_vectors_is_entrywise_and_survives_a_constant():
     [
         (
             dict(name="didgits"),
-            r"name='didgits': unknown data set; did you mean 'digits'\? write one of 'digits', ",
+            r"name='didgits': unknown; did you mean 'digits'\? write one of 'digits', ",
         ),
         (dict(name="Fashion_MNIST"), r"did you mean 'fashion-mnist'\?"),
-        (dict(name="qqq"), r"name='qqq': unknown data set; write one of 'digits', 'teacher'"),
-        (dict(name=None), r"name=None: unknown data set"),
+        (dict(name="qqq"), r"name='qqq': unknown; write one of 'digits', 'teacher'"),
+        (dict(name=None), r"name=None: unknown"),
         (
             dict(name="digits", classes=(3, 12)),
             r"classes=\(3, 12\): no class 12; digits has classes 0\.\.9; "
@@ -389,9 +389,9 @@ GOOD = np.eye(3)
         (
             ([[1.0, math.nan], [1, 2]], [0, 1]),
             {},
-            r"x: 1 of 2 rows hold NaN or infinity, the first is row 0; clean",
+            r"x: holds NaN or infinity, first at \(0, 1\)",
         ),
-        ((GOOD, [0, 1, 0], [[0, math.inf, 0]], [1]), {}, r"x_test: 1 of 1 rows hold NaN or infinity"),
+        ((GOOD, [0, 1, 0], [[0, math.inf, 0]], [1]), {}, r"x_test: holds NaN or infinity, first at \(0, 1\)"),
         (([1.0, 2.0], [0, 1]), {}, r"x: got shape \(2,\) of float64; expected real numbers, one input a row"),
         (([["a", "b"]], [0]), {}, r"x: got shape \(1, 2\) of <U1; expected real numbers"),
         ((np.empty((3, 0)), [0, 1, 0]), {}, r"x: got shape \(3, 0\)"),
