@@ -11,11 +11,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal, NamedTuple, cast, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .. import inputs
 
 Norm = Literal["none", "bn", "wn", "lm"]
 
@@ -48,10 +50,17 @@ class Layer(nn.Module):
     def _make_weight(self) -> None:
         self.weight = nn.Parameter(torch.empty(self.shape.weight))
 
-    def set_weight(self, weight: Tensor) -> None:
-        """Copy `weight` into the layer's parameters."""
+    def set_weight(self, weight: inputs.Arrays) -> None:
+        """Copy `weight`, of the layer's shape, into its parameters."""
         with torch.no_grad():
-            self.weight.copy_(weight)
+            self.weight.copy_(self._given(weight))
+
+    def _given(self, weight: inputs.Arrays) -> Tensor:
+        like = weight if isinstance(weight, Tensor) and weight.is_floating_point() else None
+        found = inputs.tensor("weight", weight, like=like)
+        if found.shape != self.shape.weight:
+            raise ValueError(f"weight: shape {tuple(found.shape)}; this layer's is {self.shape.weight}")
+        return found
 
     @property
     def matrix(self) -> Tensor:
@@ -80,9 +89,12 @@ class WeightNormLayer(Layer):
         self.direction = nn.Parameter(torch.empty(self.shape.weight))
         self.gain = nn.Parameter(torch.empty(()))
 
-    def set_weight(self, weight: Tensor) -> None:
+    def set_weight(self, weight: inputs.Arrays) -> None:
         with torch.no_grad():
+            weight = self._given(weight)
             norm = torch.linalg.vector_norm(weight)
+            if norm == 0:
+                raise ValueError("weight: all zeros, which under norm='wn' has no direction")
             self.gain.copy_(norm)
             self.direction.copy_(weight / norm)
 
@@ -132,12 +144,11 @@ class Architecture:
     eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        if any(isinstance(w, bool) or not isinstance(w, int) or w < 1 for w in self.widths):
-            raise ValueError(f"widths={self.widths!r}: expected positive integers, e.g. widths=(64, 64)")
-        if self.norm not in get_args(Norm):
-            raise ValueError(f"norm={self.norm!r}: expected one of 'none', 'bn', 'wn', 'lm'")
-        if not (math.isfinite(self.eps) and self.eps >= 0):
-            raise ValueError(f"eps={self.eps!r}: expected a finite number >= 0, e.g. eps=1e-5")
+        inputs.choice("norm", self.norm, get_args(Norm))
+        widths = inputs.counts("widths", self.widths, "(64, 64)")
+        eps = inputs.number("eps", self.eps, "a finite number >= 0, e.g. eps=1e-5", lambda e: e >= 0)
+        for name, value in (("widths", widths), ("eps", eps)):  # a frozen class is set so
+            object.__setattr__(self, name, value)
 
     def shapes(self, input_shape: tuple[int, ...], outputs: int) -> list[LayerShape]:
         """Shapes of the layers k = 1..L for this input."""
@@ -187,18 +198,23 @@ class Architecture:
         >>> net(torch.ones(3, 4)).shape
         torch.Size([3])
         """
-        shape = tuple(input_shape)
-        if not shape or any(not isinstance(s, int) or s < 1 for s in shape):
-            raise ValueError(f"input_shape={input_shape!r}: expected positive integers, e.g. (64,) or (3, 32, 32)")
-        if not isinstance(outputs, int) or outputs < 1:
-            raise ValueError(f"outputs={outputs!r}: expected an integer >= 1 (1 for two classes coded ±1)")
-        net = Net(self, shape, outputs).to(dtype)
-        _initialise(net, init_norm, seed)
+        shape = inputs.counts("input_shape", input_shape, "(64,) or (3, 32, 32)")
+        if not shape:
+            raise ValueError("input_shape=(): write the shape of one input, e.g. (64,) or (3, 32, 32)")
+        net = Net(self, shape, inputs.count("outputs", outputs, 1)).to(inputs.dtype("dtype", dtype))
+        _initialise(net, init_norm, inputs.seed("seed", seed))
         return net
+
+    def takes(self, shape: tuple[int, ...], built: tuple[int, ...]) -> bool:
+        """Whether a network that was built for inputs of one shape takes inputs of another."""
+        return shape == built
 
 
 class MLP(Architecture):
     """Fully connected layers; see `mlp`."""
+
+    def takes(self, shape: tuple[int, ...], built: tuple[int, ...]) -> bool:
+        return len(shape) > 0 and math.prod(shape) == math.prod(built)
 
     def shapes(self, input_shape: tuple[int, ...], outputs: int) -> list[LayerShape]:
         sizes = [math.prod(input_shape), *self.widths, outputs]
@@ -221,6 +237,14 @@ class ResNet18(Architecture):
     """Basic residual blocks, two per stage; see `resnet18`."""
 
     homogeneous = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.widths:
+            raise ValueError("widths=(): resnet18 needs at least one stage, e.g. widths=(64, 128, 256, 512)")
+
+    def takes(self, shape: tuple[int, ...], built: tuple[int, ...]) -> bool:
+        return len(shape) == 3 and shape[0] == built[0]
 
     def shapes(self, input_shape: tuple[int, ...], outputs: int) -> list[LayerShape]:
         channels, *_ = _image_shape("resnet18", input_shape)
@@ -321,7 +345,7 @@ def mlp(widths: Sequence[int] = (64, 64), norm: Norm = "none", *, eps: float = 1
     >>> mlp(widths=(32,), norm="bn")
     MLP(widths=(32,), norm='bn', eps=1e-05)
     """
-    return MLP(tuple(widths), norm, eps)
+    return MLP(widths, norm, eps)  # type: ignore[arg-type]
 
 
 def convnet(widths: Sequence[int] = (32, 64, 128), norm: Norm = "none", *, eps: float = 1e-5) -> ConvNet:
@@ -339,7 +363,7 @@ def convnet(widths: Sequence[int] = (32, 64, 128), norm: Norm = "none", *, eps: 
     >>> [tuple(layer.weight.shape) for layer in net.layers]
     [(32, 3, 3, 3), (64, 32, 3, 3), (128, 64, 3, 3), (1, 128, 4, 4)]
     """
-    return ConvNet(tuple(widths), norm, eps)
+    return ConvNet(widths, norm, eps)  # type: ignore[arg-type]
 
 
 def resnet18(norm: Norm = "bn", *, widths: Sequence[int] = (64, 128, 256, 512), eps: float = 1e-5) -> ResNet18:
@@ -370,9 +394,7 @@ def resnet18(norm: Norm = "bn", *, widths: Sequence[int] = (64, 128, 256, 512), 
     >>> len(net.layers), sum(p.numel() for p in net.parameters())
     (21, 11164352)
     """
-    if not widths:
-        raise ValueError("widths=(): resnet18 needs at least one stage, e.g. widths=(64, 128, 256, 512)")
-    return ResNet18(tuple(widths), norm, eps)
+    return ResNet18(widths, norm, eps)  # type: ignore[arg-type]
 
 
 def _image_shape(name: str, input_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -384,16 +406,56 @@ def _image_shape(name: str, input_shape: tuple[int, ...]) -> tuple[int, ...]:
     return input_shape
 
 
+def given(net: Any, x: Any = None, *, name: str = "x", least: int = 1) -> Tensor:
+    """Inputs (N, ...) in the type and on the device of a network, which has to be one, and finite."""
+    inputs.instance("net", net, Net, "net=nclib.mlp().build((64,))")
+    for label, p in net.named_parameters():
+        if not (p.is_floating_point() and bool(p.isfinite().all())):
+            raise ValueError(
+                f"net: {label} ({p.dtype}) holds NaN or infinity; take a network that has not diverged"
+            )
+    if x is None:
+        return cast(Tensor, p)
+    found = inputs.tensor(name, x, "one input a row", like=p)
+    if found.ndim == 0 or not net.arch.takes(tuple(found.shape[1:]), net.input_shape):
+        raise ValueError(f"{name}: shape {tuple(found.shape)}; this network takes (N, {str(net.input_shape)[1:]}")
+    if len(found) < least:
+        raise ValueError(f"{name}: no samples; give at least {least}")
+    return found
+
+
+def init_norms(init_norm: Any) -> float | tuple[float, ...]:
+    """A positive number, or a tuple of them."""
+    try:
+        several = None if isinstance(init_norm, str) else tuple(init_norm)
+    except TypeError:
+        several = None
+    expected = "a positive number, or one per layer, e.g. (1.0, 2.0)"
+    found = [inputs.number("init_norm", r, expected, lambda r: r > 0) for r in several or [init_norm]]
+    return tuple(found) if several else found[0]
+
+
 def _initialise(net: Net, init_norm: float | Sequence[float], seed: int) -> None:
     """Draw directions in float64 and scale them (in `Net` order, from one generator)."""
-    depth = len(net.layers)
-    norms = list(init_norm) if isinstance(init_norm, Sequence) else [float(init_norm)] * depth
-    if len(norms) != depth or not all(math.isfinite(r) and r > 0 for r in norms):
+    depth, own = len(net.layers), init_norms(init_norm)
+    norms = own if isinstance(own, tuple) else (own,) * depth
+    if len(norms) != depth:
         raise ValueError(f"init_norm={init_norm!r}: expected a positive number, or {depth} of them (one per layer)")
     generator = torch.Generator().manual_seed(seed)
     for layer, norm in zip(net.layers, norms, strict=True):
         direction = torch.randn(layer.shape.weight, generator=generator, dtype=torch.float64)
         target = 1.0 if net.scale is not None else norm
         layer.set_weight(direction * (target / torch.linalg.vector_norm(direction)))
+        _check_held(torch.linalg.vector_norm(layer.weight.detach().double()), target, init_norm)
     if net.scale is not None:
         net.scale.data.fill_(math.prod(norms))
+        _check_held(net.scale.detach(), math.prod(norms), init_norm)
+
+
+def _check_held(found: Tensor, wanted: float, init_norm: Any) -> None:
+    """The type of a network must be able to hold its norms."""
+    if not (0 < wanted < math.inf and 0.98 < found.item() / wanted < 1.02):
+        raise ValueError(
+            f"init_norm={init_norm!r}: a norm of {wanted:.3g} is beyond this network's type; write init_norm=1.0, "
+            "or dtype=torch.float64"
+        )

@@ -16,13 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .. import inputs
 from ..data import Data
 from ..data.raw import redraw
 from ..networks.models import MLP, Architecture, Net
-from ..networks.normalisation import calibrate
+from ..networks.normalisation import calibrated
 from ..scale import device
 from .disk import code_version, digest, meaning
-from .optim import SGD, Grid, Member, members_of, targets
+from .optim import SGD, Grid, Member, members_of, targets, value_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,17 +65,24 @@ class Plan:
         engine: Literal["auto"] | Engine = "auto",
     ) -> Plan:
         """The plan of a call of `nclib.train` with these arguments; raises ValueError where they do not fit."""
-        data = data.to(device())
+        data = _checked(inputs.instance("data", data, Data, "nclib.data('digits')")).to(device())
+        inputs.instance("arch", arch, Architecture, "nclib.mlp()")
+        inputs.instance("opt", opt, SGD, "nclib.sgd(epochs=100)")
         plan = cls(
             data, arch, opt, members_of(grid, opt), _measured(measure_every, opt.epochs), _measures(measure, arch),
-            snapshots, _engine(engine, arch, data.x.device),
+            inputs.flag("snapshots", snapshots), _engine(engine, arch, data.x.device),
         )  # fmt: skip
         opt.decays(arch)  # raises where the two do not fit
         opt.outputs(len(data.classes))
-        if arch.norm == "bn" and (plan.batch == 1 or plan.n % plan.batch == 1):
+
+        def alone(batch: int) -> bool:
+            return batch == 1 or (opt.sampling == "shuffle" and plan.n % batch == 1)
+
+        if arch.norm == "bn" and alone(plan.batch):
+            fits = next((b for b in range(plan.batch + 1, plan.n + 1) if not alone(b)), None)
             raise ValueError(
                 f"batch={opt.batch}: leaves a batch of one of the {plan.n} points, which batch norm cannot "
-                f"normalise; write batch={plan.batch + 1}"
+                f"normalise; write {f'batch={fits}' if fits else 'norm=' + repr('none') + ', or give more points'}"
             )
         return plan
 
@@ -168,21 +176,36 @@ class Plan:
         }
 
 
+def _checked(data: Data) -> Data:
+    """Data made by hand, as `from_arrays` would have checked them."""
+    for word in ("", "_test"):
+        x, labels = getattr(data, f"x{word}"), getattr(data, f"labels{word}")
+        if not (isinstance(x, Tensor) and x.ndim > 1 and bool(x.isfinite().all())):
+            raise ValueError(f"data: x{word} is no tensor (N, ...) of finite numbers; use nclib.from_arrays")
+        inputs.dtype(f"data: dtype of x{word}", x.dtype)
+        if not (isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.shape == x.shape[:1]):
+            raise ValueError(f"data: labels{word} is no int64 tensor (N,) for x{word}; use nclib.from_arrays")
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(data.classes):
+            raise ValueError(f"data: labels{word} leave 0..{len(data.classes) - 1}; use nclib.from_arrays")
+    if not len(data.x):
+        raise ValueError("data: no training points; give at least one")
+    return data
+
+
 def _measured(every: int | Iterable[int] | None, epochs: int) -> list[int]:
     """Epochs after which to measure, the last one among them."""
     if every is None:
         every = max(1, epochs // _MEASUREMENTS)
-    if not isinstance(every, int):
-        chosen = {int(epoch) for epoch in every}
-    elif every >= 1:
-        chosen = set(range(0, epochs, every))
-    else:
-        chosen = {-1}
-    if any(not 0 <= epoch <= epochs for epoch in chosen):
+    try:
+        if np.ndim(every) or isinstance(every, Iterable):  # type: ignore[arg-type]
+            chosen = {inputs.count("epoch", epoch, 0, epochs) for epoch in every}  # type: ignore[union-attr]
+        else:
+            chosen = set(range(0, epochs, inputs.count("measure_every", every, 1)))
+    except ValueError:
         raise ValueError(
             f"measure_every={every!r}: expected a number of epochs >= 1, or epochs between 0 and {epochs}, "
             "e.g. measure_every=10"
-        )
+        ) from None
     return sorted(chosen | {epochs})
 
 
@@ -190,11 +213,10 @@ def _measures(measures: str | Sequence[str | Function] | None, arch: Architectur
     """The measures to take: those asked for, or the default ones that this architecture has."""
     if measures is None:
         return ("loss", "test", "norms", "margins") if arch.homogeneous else ("loss", "test", "norms")
-    chosen = (measures,) if isinstance(measures, str) or callable(measures) else tuple(measures)
+    chosen = tuple(measures) if isinstance(measures, Iterable) and not isinstance(measures, str) else (measures,)
     for name in chosen:
-        if not callable(name) and name not in MEASURES:
-            options = ", ".join(map(repr, MEASURES))
-            raise ValueError(f"measure={name!r}: unknown; write one of {options}, or a function of a network")
+        if not callable(name):
+            inputs.choice("measure", name, MEASURES, ", or a function of a network")
     if "margins" in chosen and not arch.homogeneous:
         raise ValueError(
             f"measure='margins': {type(arch).__name__} has no rho to normalise them by (skip connections); "
@@ -205,8 +227,7 @@ def _measures(measures: str | Sequence[str | Function] | None, arch: Architectur
 
 def _engine(engine: Literal["auto"] | Engine, arch: Architecture, device: torch.device) -> Engine:
     """The engine asked for, or the one that measured fastest for this architecture on this kind of device."""
-    if engine not in ("auto", *get_args(Engine)):
-        raise ValueError(f"engine={engine!r}: write 'auto', 'stacked', 'vmap' or 'loop'")
+    inputs.choice("engine", engine, ("auto", *get_args(Engine)))
     if engine == "stacked" and not isinstance(arch, MLP):
         raise ValueError(f"engine='stacked': only for perceptrons; got {arch}. Write engine='auto'")
     if engine != "auto":
@@ -360,7 +381,7 @@ class Runs:
             for name, p in net.named_parameters():
                 p.copy_(params[name][i])
         if len(net.norms):
-            calibrate(net, self._plan.data.x)
+            calibrated(net, self._plan.data.x)
         return net.eval()
 
     def data(self, member: int | None = None, **hyper: Any) -> Data:
@@ -369,15 +390,13 @@ class Runs:
 
     def _find(self, member: int | None, hyper: Mapping[str, Any]) -> int:
         count = len(self._plan.members)
-        if member is not None:
-            if not 0 <= member < count:
-                raise ValueError(f"member={member}: there are {count} members, 0..{count - 1}")
-            return member
+        numbers = range(count) if member is None else [inputs.count("member", member, 0, count - 1)]
         unknown = [key for key in hyper if key not in self._plan.members[0]]
         if unknown:
             known = ", ".join(self._plan.members[0])
             raise ValueError(f"{unknown[0]}={hyper[unknown[0]]!r}: no hyper-parameter; write one of {known}")
-        found = [i for i, m in enumerate(self._plan.members) if hyper.items() <= m.items()]
+        wanted = {key: value_of(key, value) for key, value in hyper.items()}
+        found = [i for i in numbers if wanted.items() <= self._plan.members[i].items()]
         if len(found) != 1:
             given = ", ".join(f"{key}={value!r}" for key, value in hyper.items()) or "no argument"
             raise ValueError(
@@ -387,6 +406,7 @@ class Runs:
         return found[0]
 
     def _snapshot(self, epoch: int) -> dict[str, Tensor]:
+        epoch = inputs.count("epoch", epoch)
         if epoch not in self._state.snapshots:
             known = ", ".join(map(str, self._state.snapshots)) or "none: train with snapshots=True"
             raise ValueError(f"epoch={epoch}: no snapshot; there are {known}")
