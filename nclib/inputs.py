@@ -46,14 +46,17 @@ def seed(name: str, value: Any) -> int:
     return count(name, value, 0, SEED - 1)
 
 
-def counts(name: str, value: Any, example: str) -> tuple[int, ...]:
-    """Whole numbers >= 1, as a tuple."""
+def counts(name: str, value: Any, example: str, least: int = 1, most: int | None = None) -> tuple[int, ...]:
+    """Whole numbers from `least` to `most`, as a tuple."""
+    upto = "" if most is None else f" and <= {most}"
     try:
-        if isinstance(value, str | bytes):
+        if isinstance(value, bytes | dict | set):
             raise TypeError
-        return tuple(count(name, one, 1) for one in value)
+        return tuple(count(name, one, least, most) for one in value)
     except (TypeError, ValueError):
-        raise ValueError(f"{name}={_shown(value)}: expected whole numbers >= 1, e.g. {name}={example}") from None
+        raise ValueError(
+            f"{name}={_shown(value)}: expected whole numbers >= {least}{upto}, e.g. {name}={example}"
+        ) from None
 
 
 def choice(name: str, value: Any, options: Sequence[str], more: str = "") -> str:
@@ -136,7 +139,7 @@ def tensor(name: str, value: Any, expected: str = "an array of numbers", *, like
     else:
         found = torch.from_numpy(np.array(_real(name, _plain(name, value, expected), expected)))
     cast = found.to(*((found.device, torch.float64) if like is None else (like.device, like.dtype)))
-    if not bool(cast.isfinite().all()):
+    if not (cast.is_meta or bool(cast.isfinite().all())):
         where = tuple((~cast.isfinite()).nonzero()[0].tolist())
         raise ValueError(
             f"{name}: holds NaN or infinity in {cast.dtype}, first at {where}; "

@@ -6,7 +6,7 @@ through the same checks.  Every random choice derives from ``seed``; no global g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,6 +64,33 @@ class Data:
     labels_test: Tensor
     truth: tuple[Tensor, ...] = ()
     bayes_error: float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.x, Tensor) and self.x.is_meta:  # which has no numbers
+            return
+        if not isinstance(self.name, str):
+            raise ValueError(f"name={self.name!r}: expected a text")
+        given: Any = self.classes
+        classes = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else ()
+        if len(classes) < 2 or not all(isinstance(one, str) for one in classes):
+            raise ValueError(f"classes={self.classes!r}: expected names of two or more classes, e.g. ('a', 'b')")
+        found: dict[str, Any] = {"classes": classes}
+        like = self.x if isinstance(self.x, Tensor) and self.x.is_floating_point() else None
+        for word in ("", "_test"):
+            x = inputs.tensor(f"x{word}", getattr(self, f"x{word}"), "one input a row", like=like)
+            like = x
+            labels = inputs.labels(f"labels{word}", getattr(self, f"labels{word}"), len(x))
+            if labels.dtype.kind == "U" or not ((labels >= 0) & (labels < len(classes))).all():
+                raise ValueError(f"labels{word}: expected 0..{len(classes) - 1}; nclib.from_arrays takes any")
+            found |= {f"x{word}": x, f"labels{word}": torch.from_numpy(labels).to(x.device)}
+        if found["x"].ndim < 2 or found["x"].shape[1:] != found["x_test"].shape[1:]:
+            raise ValueError(f"x: shape {tuple(found['x'].shape)}, and x_test {tuple(x.shape)}; expected (N, ...)")
+        inputs.dtype("x.dtype", x.dtype)
+        found["truth"] = tuple(inputs.tensor("truth", weight, like=x) for weight in self.truth)
+        if self.bayes_error is not None:
+            found["bayes_error"] = inputs.number("bayes_error", self.bayes_error, "a share", lambda e: 0 <= e <= 1)
+        for name, value in found.items():  # a frozen class is set so
+            object.__setattr__(self, name, value)
 
     @property
     def y(self) -> Tensor:
@@ -268,8 +295,6 @@ def from_arrays(
     >>> own.x.tolist(), own.y.tolist()
     ([[0.6000000238418579, 0.800000011920929], [0.0, 1.0]], [1.0, -1.0])
     """
-    if not isinstance(name, str):
-        raise ValueError(f"name={name!r}: expected a text")
     seed = inputs.seed("seed", seed)
     train = _rows("x", x)
     values = inputs.labels("labels", labels, len(train))

@@ -152,6 +152,12 @@ class Architecture:
 
     def shapes(self, input_shape: tuple[int, ...], outputs: int) -> list[LayerShape]:
         """Shapes of the layers k = 1..L for this input."""
+        shape = inputs.counts("input_shape", input_shape, "(64,) or (3, 32, 32)")
+        if not shape:
+            raise ValueError("input_shape=(): write the shape of one input, e.g. (64,) or (3, 32, 32)")
+        return self._shapes(shape, inputs.count("outputs", outputs, 1))
+
+    def _shapes(self, input_shape: tuple[int, ...], outputs: int) -> list[LayerShape]:
         raise NotImplementedError
 
     def features(self, net: Net, x: Tensor) -> Tensor:
@@ -199,8 +205,6 @@ class Architecture:
         torch.Size([3])
         """
         shape = inputs.counts("input_shape", input_shape, "(64,) or (3, 32, 32)")
-        if not shape:
-            raise ValueError("input_shape=(): write the shape of one input, e.g. (64,) or (3, 32, 32)")
         net = Net(self, shape, inputs.count("outputs", outputs, 1)).to(inputs.dtype("dtype", dtype))
         _initialise(net, init_norm, inputs.seed("seed", seed))
         return net
@@ -216,7 +220,7 @@ class MLP(Architecture):
     def takes(self, shape: tuple[int, ...], built: tuple[int, ...]) -> bool:
         return len(shape) > 0 and math.prod(shape) == math.prod(built)
 
-    def shapes(self, input_shape: tuple[int, ...], outputs: int) -> list[LayerShape]:
+    def _shapes(self, input_shape: tuple[int, ...], outputs: int) -> list[LayerShape]:
         sizes = [math.prod(input_shape), *self.widths, outputs]
         return [LayerShape((m, n)) for n, m in pairwise(sizes)]
 
@@ -224,7 +228,7 @@ class MLP(Architecture):
 class ConvNet(Architecture):
     """Strided 3×3 convolutions and one to the outputs; see `convnet`."""
 
-    def shapes(self, input_shape: tuple[int, ...], outputs: int) -> list[LayerShape]:
+    def _shapes(self, input_shape: tuple[int, ...], outputs: int) -> list[LayerShape]:
         channels, *size = _image_shape("convnet", input_shape)
         shapes = []
         for width in self.widths:
@@ -246,7 +250,7 @@ class ResNet18(Architecture):
     def takes(self, shape: tuple[int, ...], built: tuple[int, ...]) -> bool:
         return len(shape) == 3 and shape[0] == built[0]
 
-    def shapes(self, input_shape: tuple[int, ...], outputs: int) -> list[LayerShape]:
+    def _shapes(self, input_shape: tuple[int, ...], outputs: int) -> list[LayerShape]:
         channels, *_ = _image_shape("resnet18", input_shape)
         shapes = [LayerShape((self.widths[0], channels, 3, 3), stride=1)]
         for old, new, stride in self._blocks():

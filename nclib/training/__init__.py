@@ -115,7 +115,7 @@ def train(
     with open_run(f"{data.name}-{type(arch).__name__.lower()}", plan.config) as folder:
         saved = folder.load() if folder else None
         if saved:
-            state = State.from_arrays(*saved, plan.data.x.device)
+            state = State.from_arrays(*saved, plan.data.x)
         runs = Runs(plan, state, folder.path if folder else None)
         if state.finished:
             return runs

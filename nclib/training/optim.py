@@ -64,6 +64,7 @@ class SGD:
 
     def rate(self, epoch: int) -> float:
         """Factor on the learning rate during the epoch that follows `epoch` finished ones."""
+        epoch = inputs.count("epoch", epoch, 0, self.epochs)
         if self.schedule == "constant":
             return 1.0
         if self.schedule == "cosine":
@@ -74,12 +75,14 @@ class SGD:
 
     def outputs(self, classes: int) -> int:
         """Outputs of a network that learns `classes` classes under this coding of the labels."""
+        classes = inputs.count("classes", classes, 2)
         if self.coding == "sign" and classes != 2:
             raise ValueError(f"coding='sign': the data have {classes} classes, not two; write coding='one-hot'")
         return 1 if classes == 2 and self.coding != "one-hot" else classes
 
     def decays(self, arch: Architecture) -> Literal["layers", "last", "rho"]:
         """Which norms weight decay acts on for this architecture."""
+        inputs.instance("arch", arch, Architecture, "nclib.mlp()")
         on = self.weight_decay_on
         if on == "auto":
             return "rho" if arch.norm == "lm" else "layers"
@@ -191,7 +194,10 @@ def members_of(grid: Grid | None, opt: SGD) -> list[Member]:
     unknown = [key for point in points for key in point if key not in HYPER]
     if unknown:
         raise ValueError(f"grid: {unknown[0]!r} is no hyper-parameter; write one of {', '.join(HYPER)}")
-    return [{key: value_of(key, point[key]) for key in HYPER} for point in points]
+    try:
+        return [{key: value_of(key, point[key]) for key in HYPER} for point in points]
+    except ValueError as error:
+        raise ValueError(f"grid: {error}") from None
 
 
 def _points(grid: Grid) -> Iterable[Mapping[str, Any]]:

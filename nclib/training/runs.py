@@ -65,7 +65,9 @@ class Plan:
         engine: Literal["auto"] | Engine = "auto",
     ) -> Plan:
         """The plan of a call of `nclib.train` with these arguments; raises ValueError where they do not fit."""
-        data = _checked(inputs.instance("data", data, Data, "nclib.data('digits')")).to(device())
+        data = inputs.instance("data", data, Data, "nclib.data('digits')").to(device())
+        if not len(data.x):
+            raise ValueError("data: no training points; give at least one")
         inputs.instance("arch", arch, Architecture, "nclib.mlp()")
         inputs.instance("opt", opt, SGD, "nclib.sgd(epochs=100)")
         plan = cls(
@@ -73,7 +75,10 @@ class Plan:
             inputs.flag("snapshots", snapshots), _engine(engine, arch, data.x.device),
         )  # fmt: skip
         opt.decays(arch)  # raises where the two do not fit
-        opt.outputs(len(data.classes))
+        try:
+            arch.shapes(data.input_shape, plan.outputs)
+        except ValueError as error:
+            raise ValueError(f"arch: {error}, with data of images (flat=False)") from None
 
         def alone(batch: int) -> bool:
             return batch == 1 or (opt.sampling == "shuffle" and plan.n % batch == 1)
@@ -118,7 +123,7 @@ class Plan:
         """Training targets (N, K), or (M, N, K) where label noise makes them differ."""
         if not any(m["noise"] for m in self.members):
             return self._coded(self.data.labels)
-        return torch.stack([self._coded(self.data_of(m).labels) for m in self.members])
+        return torch.stack([self._coded(self._labels(m)) for m in self.members])
 
     @functools.cached_property
     def y_test(self) -> Tensor:
@@ -139,10 +144,11 @@ class Plan:
 
     def data_of(self, member: Member) -> Data:
         """The data, with the share of the training labels redrawn that is this member's noise."""
-        if not member["noise"]:
-            return self.data
+        return dataclasses.replace(self.data, labels=self._labels(member)) if member["noise"] else self.data
+
+    def _labels(self, member: Member) -> Tensor:
         labels = redraw(self.data.labels.cpu().numpy(), len(self.data.classes), member["noise"], member["seed"])
-        return dataclasses.replace(self.data, labels=torch.from_numpy(labels).to(self.data.x.device))
+        return torch.from_numpy(labels).to(self.data.x.device)
 
     def net(self, init_norm: float | Sequence[float] = 1.0, seed: int = 0) -> Net:
         """One network as it starts, on the device."""
@@ -163,7 +169,7 @@ class Plan:
             "data": data.name,
             "classes": data.classes,
             "contents": [digest(part) for part in (data.x, data.labels, data.x_test, data.labels_test)],
-            "arch": {"type": type(self.arch).__name__, **dataclasses.asdict(self.arch)},
+            "arch": meaning(self.arch, "arch"),
             "opt": dataclasses.asdict(self.opt),
             "members": self.members,
             "measured": self.measured,
@@ -174,22 +180,6 @@ class Plan:
             "torch": torch.__version__,
             "code": code_version(),
         }
-
-
-def _checked(data: Data) -> Data:
-    """Data made by hand, as `from_arrays` would have checked them."""
-    for word in ("", "_test"):
-        x, labels = getattr(data, f"x{word}"), getattr(data, f"labels{word}")
-        if not (isinstance(x, Tensor) and x.ndim > 1 and bool(x.isfinite().all())):
-            raise ValueError(f"data: x{word} is no tensor (N, ...) of finite numbers; use nclib.from_arrays")
-        inputs.dtype(f"data: dtype of x{word}", x.dtype)
-        if not (isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.shape == x.shape[:1]):
-            raise ValueError(f"data: labels{word} is no int64 tensor (N,) for x{word}; use nclib.from_arrays")
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(data.classes):
-            raise ValueError(f"data: labels{word} leave 0..{len(data.classes) - 1}; use nclib.from_arrays")
-    if not len(data.x):
-        raise ValueError("data: no training points; give at least one")
-    return data
 
 
 def _measured(every: int | Iterable[int] | None, epochs: int) -> list[int]:
@@ -270,19 +260,17 @@ class State:
         return {name: np.stack([row.get(name, missing) for row in self.columns]) for name in names}
 
     @classmethod
-    def from_arrays(
-        cls, arrays: Mapping[str, NDArray[Any]], notes: Mapping[str, Any], device: torch.device
-    ) -> State:
-        """The inverse of `to_arrays`."""
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], notes: Mapping[str, Any], like: Tensor) -> State:
+        """The inverse of `to_arrays`, on the device and in the type of `like`."""
         groups: dict[str, dict[str, Tensor]] = {"params": {}, "momenta": {}}
         snapshots: dict[int, dict[str, Tensor]] = {}
         for name, array in arrays.items():
             group, _, rest = name.partition("/")
             if group in groups:
-                groups[group][rest] = torch.from_numpy(array).to(device)
+                groups[group][rest] = torch.from_numpy(array).to(like.device, like.dtype)
             elif group == "snapshots":
                 epoch, _, rest = rest.partition("/")
-                snapshots.setdefault(int(epoch), {})[rest] = torch.from_numpy(array).to(device)
+                snapshots.setdefault(int(epoch), {})[rest] = torch.from_numpy(array).to(like.device, like.dtype)
         columns = [
             {name: arrays[f"columns/{name}"][row] for name in notes["columns"]}
             for row in range(len(notes["measured"]))
@@ -398,7 +386,7 @@ class Runs:
         wanted = {key: value_of(key, value) for key, value in hyper.items()}
         found = [i for i in numbers if wanted.items() <= self._plan.members[i].items()]
         if len(found) != 1:
-            given = ", ".join(f"{key}={value!r}" for key, value in hyper.items()) or "no argument"
+            given = ", ".join(f"{key}={value!r}" for key, value in hyper.items()) or "member=None"
             raise ValueError(
                 f"{given}: fits {len(found)} of {count} members; name one, e.g. model(0), or give all "
                 "the values that tell it from the others"

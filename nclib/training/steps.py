@@ -65,9 +65,7 @@ class Steps:
 
         count = len(self.loss)
         even = np.geomspace(1, count, min(50, count)).astype(int) - 1
-        steps = np.unique(even if at is None else [inputs.count("at", step, 0, count - 1) for step in at])
-        if not len(steps):
-            raise ValueError(f"at={at!r}: no step; write e.g. at=[0]")
+        steps = np.unique(even if at is None else inputs.counts("at", at, "[0]", 0, count - 1))
         layers = range(self.norm.shape[2])
         parts = [
             self.members.assign(

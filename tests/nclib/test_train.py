@@ -419,7 +419,7 @@ def test_model_is_found_by_number_or_by_values() -> None:
     assert repr(runs) == "Runs(4 members, 1 epochs)"
     with pytest.raises(ValueError, match="seed=1: fits 2 of 4 members"):
         runs.model(seed=1)
-    with pytest.raises(ValueError, match="no argument: fits 4 of 4"):
+    with pytest.raises(ValueError, match="member=None: fits 4 of 4"):
         runs.model()
     with pytest.raises(ValueError, match="member=4: expected a whole number >= 0 and <= 3"):
         runs.model(4)
