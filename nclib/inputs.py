@@ -24,17 +24,18 @@ T = TypeVar("T")
 Array = NDArray[np.float64]
 Arrays = ArrayLike | Tensor
 
+_MOST = 2**53  # of anything that is counted
 SEED = 2**64  #: seeds are whole numbers below it: what both NumPy's and PyTorch's generators take
 
 
 def count(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
     """A whole number (of Python or NumPy, not a truth value) from `least` to `most`."""
     try:
-        number = operator.index(value)
+        number = least - 1 if getattr(value, "ndim", 0) else operator.index(value)
     except TypeError:
         number = least - 1
-    if isinstance(value, bool | np.bool_) or number < least or (most is not None and number > most):
-        upto = "" if most is None else f" and <= {most}"
+    if isinstance(value, bool | np.bool_) or not least <= number <= (_MOST if most is None else most):
+        upto = f" and <= {most or _MOST}" if most is not None or number > _MOST else ""
         raise ValueError(
             f"{name}={_shown(value)}: expected a whole number >= {least}{upto}; write e.g. {name}={least}"
         )
@@ -48,15 +49,22 @@ def seed(name: str, value: Any) -> int:
 
 def counts(name: str, value: Any, example: str, least: int = 1, most: int | None = None) -> tuple[int, ...]:
     """Whole numbers from `least` to `most`, as a tuple."""
-    upto = "" if most is None else f" and <= {most}"
+    expected = f"whole numbers >= {least}{'' if most is None else f' and <= {most}'}, e.g. {name}={example}"
+    parts = entries(name, value, expected)
     try:
-        if isinstance(value, bytes | dict | set):
+        return tuple(count(name, one, least, most) for one in parts)
+    except ValueError:
+        raise ValueError(f"{name}={_shown(value)}: expected {expected}") from None
+
+
+def entries(name: str, value: Any, expected: str) -> list[Any]:
+    """What a sequence holds, one after the other."""
+    try:
+        if isinstance(value, str | bytes | dict | set):
             raise TypeError
-        return tuple(count(name, one, least, most) for one in value)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"{name}={_shown(value)}: expected whole numbers >= {least}{upto}, e.g. {name}={example}"
-        ) from None
+        return list(value)
+    except Exception:  # whatever an object's own iteration raises
+        raise ValueError(f"{name}={_shown(value)}: expected {expected}") from None
 
 
 def choice(name: str, value: Any, options: Sequence[str], more: str = "") -> str:
@@ -202,5 +210,5 @@ def _real(name: str, found: NDArray[Any], expected: str) -> Array:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."

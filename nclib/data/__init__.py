@@ -6,7 +6,7 @@ through the same checks.  Every random choice derives from ``seed``; no global g
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,23 +70,23 @@ class Data:
             return
         if not isinstance(self.name, str):
             raise ValueError(f"name={self.name!r}: expected a text")
-        given: Any = self.classes
-        classes = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else ()
+        classes = tuple(inputs.entries("classes", self.classes, "names of two or more classes, e.g. ('a', 'b')"))
         if len(classes) < 2 or not all(isinstance(one, str) for one in classes):
-            raise ValueError(f"classes={self.classes!r}: expected names of two or more classes, e.g. ('a', 'b')")
+            raise ValueError(f"classes={classes!r}: expected names of two or more classes, e.g. ('a', 'b')")
         found: dict[str, Any] = {"classes": classes}
         like = self.x if isinstance(self.x, Tensor) and self.x.is_floating_point() else None
         for word in ("", "_test"):
-            x = inputs.tensor(f"x{word}", getattr(self, f"x{word}"), "one input a row", like=like)
-            like = x
+            x = like = inputs.tensor(f"x{word}", getattr(self, f"x{word}"), "one input a row", like=like)
+            shape = found["x"].shape if word else x.shape
+            if x.ndim < 2 or 0 in shape[1:] or x.shape[1:] != shape[1:]:
+                raise ValueError(f"x{word}: shape {tuple(x.shape)}; expected {('N', *shape[1:])}, one input a row")
             labels = inputs.labels(f"labels{word}", getattr(self, f"labels{word}"), len(x))
             if labels.dtype.kind == "U" or not ((labels >= 0) & (labels < len(classes))).all():
                 raise ValueError(f"labels{word}: expected 0..{len(classes) - 1}; nclib.from_arrays takes any")
             found |= {f"x{word}": x, f"labels{word}": torch.from_numpy(labels).to(x.device)}
-        if found["x"].ndim < 2 or found["x"].shape[1:] != found["x_test"].shape[1:]:
-            raise ValueError(f"x: shape {tuple(found['x'].shape)}, and x_test {tuple(x.shape)}; expected (N, ...)")
-        inputs.dtype("x.dtype", x.dtype)
-        found["truth"] = tuple(inputs.tensor("truth", weight, like=x) for weight in self.truth)
+        inputs.dtype("dtype of x", x.dtype)
+        truth = inputs.entries("truth", self.truth, "a tuple of weight matrices")
+        found["truth"] = tuple(inputs.tensor("truth", weight, like=x) for weight in truth)
         if self.bayes_error is not None:
             found["bayes_error"] = inputs.number("bayes_error", self.bayes_error, "a share", lambda e: 0 <= e <= 1)
         for name, value in found.items():  # a frozen class is set so
@@ -303,10 +303,6 @@ def from_arrays(
         raise ValueError(f"{missing}=None: a test set needs x_test and labels_test; give both or neither")
     test = train[:0] if x_test is None else _rows("x_test", x_test)
     values_test = values[:0] if labels_test is None else inputs.labels("labels_test", labels_test, len(test))
-    if test.shape[1:] != train.shape[1:]:
-        raise ValueError(
-            f"x_test: inputs of shape {test.shape[1:]}, but x has {train.shape[1:]}; give both the same shape"
-        )
     present = sorted(set(values.tolist()))
     if present == [-1, 1]:
         present = [1, -1]
@@ -332,8 +328,8 @@ def _finish(
     flat: bool,
     noise: float,
     seed: int,
-    dtype: torch.dtype,
-    device: torch.device | str | None,
+    dtype: Any,
+    device: Any,
 ) -> Data:
     dtype, device = inputs.dtype("dtype", dtype), inputs.device("device", device)
     noise = inputs.number(
@@ -356,15 +352,10 @@ def _finish(
         x, x_test = x.flatten(1), x_test.flatten(1)
     labels = redraw(raw.labels, len(raw.classes), noise, seed)
     return Data(
-        name,
-        raw.classes,
-        _cast("x", x, dtype, device),
-        torch.tensor(labels, device=device),
-        _cast("x_test", x_test, dtype, device),
-        torch.tensor(raw.labels_test, device=device),
-        tuple(torch.tensor(weight, dtype=dtype, device=device) for weight in raw.truth),
-        raw.bayes_error,
-    )
+        name, raw.classes, _cast("x", x, dtype, device), torch.from_numpy(labels),
+        _cast("x_test", x_test, dtype, device), torch.from_numpy(raw.labels_test),
+        tuple(torch.from_numpy(weight) for weight in raw.truth), raw.bayes_error,
+    )  # fmt: skip
 
 
 def _tensor(part: NDArray[Any], divisor: float, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:

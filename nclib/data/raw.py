@@ -40,13 +40,6 @@ def rng(seed: int, *stream: int) -> np.random.Generator:
     return np.random.default_rng([seed, *stream])
 
 
-def check_at_most(argument: str, value: int, total: int, what: str) -> int:
-    """Return `value` if there are that many points."""
-    if value > total:
-        raise ValueError(f"{argument}={value}: {what}; write {argument}={total} or less")
-    return value
-
-
 def check_classes(name: str, classes: Any, known: Sequence[Any]) -> list[int]:
     """Positions in `known` of classes given by value, or by index where values are names."""
     numbered = list(map(str, known)) == list(map(str, range(len(known))))
@@ -93,13 +86,12 @@ def choose(name: str, raw: Raw, classes: Any, n: int | None, n_test: int | None,
     keep = check_classes(name, raw.classes if classes is None else classes, raw.classes)
     names = tuple(raw.classes[k] for k in keep)
     labels, labels_test = relabel(raw.labels, keep), relabel(raw.labels_test, keep)
-    what = f"{name} with classes {names} has"
     queues = _queues(labels, len(keep), seed, 0)
     total = sum(map(len, queues))
     pooled = len(raw.x_test) == 0
     if n is None:
         n = round(TRAIN_SHARE * total) if pooled else total
-    n = check_at_most("n", inputs.count("n", n, len(keep)), total, f"{what} {total} training points")
+    n = inputs.count("n", n, len(keep), total)
     rows, rest = _take(queues, n)
     x_test = raw.x_test
     if pooled:
@@ -107,8 +99,7 @@ def choose(name: str, raw: Raw, classes: Any, n: int | None, n_test: int | None,
     else:
         rest = _queues(labels_test, len(keep), seed, 1)
     total = sum(map(len, rest))
-    n_test = total if n_test is None else inputs.count("n_test", n_test, 0)
-    check_at_most("n_test", n_test, total, f"{what} {total} points for the test set")
+    n_test = total if n_test is None else inputs.count("n_test", n_test, 0, total)
     rows_test, _ = _take(rest, n_test)
     return Raw(names, raw.x[rows], labels[rows], x_test[rows_test], labels_test[rows_test], raw.divisor)
 

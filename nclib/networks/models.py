@@ -209,16 +209,9 @@ class Architecture:
         _initialise(net, init_norm, inputs.seed("seed", seed))
         return net
 
-    def takes(self, shape: tuple[int, ...], built: tuple[int, ...]) -> bool:
-        """Whether a network that was built for inputs of one shape takes inputs of another."""
-        return shape == built
-
 
 class MLP(Architecture):
     """Fully connected layers; see `mlp`."""
-
-    def takes(self, shape: tuple[int, ...], built: tuple[int, ...]) -> bool:
-        return len(shape) > 0 and math.prod(shape) == math.prod(built)
 
     def _shapes(self, input_shape: tuple[int, ...], outputs: int) -> list[LayerShape]:
         sizes = [math.prod(input_shape), *self.widths, outputs]
@@ -246,9 +239,6 @@ class ResNet18(Architecture):
         super().__post_init__()
         if not self.widths:
             raise ValueError("widths=(): resnet18 needs at least one stage, e.g. widths=(64, 128, 256, 512)")
-
-    def takes(self, shape: tuple[int, ...], built: tuple[int, ...]) -> bool:
-        return len(shape) == 3 and shape[0] == built[0]
 
     def _shapes(self, input_shape: tuple[int, ...], outputs: int) -> list[LayerShape]:
         channels, *_ = _image_shape("resnet18", input_shape)
@@ -410,21 +400,26 @@ def _image_shape(name: str, input_shape: tuple[int, ...]) -> tuple[int, ...]:
     return input_shape
 
 
-def given(net: Any, x: Any = None, *, name: str = "x", least: int = 1) -> Tensor:
-    """Inputs (N, ...) in the type and on the device of a network, which has to be one, and finite."""
-    inputs.instance("net", net, Net, "net=nclib.mlp().build((64,))")
-    for label, p in net.named_parameters():
+def checked(net: Net) -> Net:
+    """What has to be a network, of finite weights."""
+    inputs.instance("net", net, Net, "nclib.mlp().build((64,))")
+    for name, p in net.named_parameters():
         if not (p.is_floating_point() and bool(p.isfinite().all())):
-            raise ValueError(
-                f"net: {label} ({p.dtype}) holds NaN or infinity; take a network that has not diverged"
-            )
-    if x is None:
-        return cast(Tensor, p)
-    found = inputs.tensor(name, x, "one input a row", like=p)
-    if found.ndim == 0 or not net.arch.takes(tuple(found.shape[1:]), net.input_shape):
-        raise ValueError(f"{name}: shape {tuple(found.shape)}; this network takes (N, {str(net.input_shape)[1:]}")
+            raise ValueError(f"net: {name} ({p.dtype}) holds NaN or infinity; take a network that has not diverged")
+    return net
+
+
+def taken(net: Net, x: inputs.Arrays, *, least: int = 1) -> Tensor:
+    """Inputs (N, ...) in the type and on the device of a network, both checked."""
+    found = inputs.tensor("x", x, "one input a row", like=next(checked(net).parameters()))
+    try:
+        fits = net.arch.shapes(tuple(found.shape[1:]), net.outputs) == [layer.shape for layer in net.layers]
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"x: shape {tuple(found.shape)}; this network takes {('N', *net.input_shape)}")
     if len(found) < least:
-        raise ValueError(f"{name}: no samples; give at least {least}")
+        raise ValueError(f"x: no samples; give at least {least}")
     return found
 
 
@@ -445,21 +440,18 @@ def _initialise(net: Net, init_norm: float | Sequence[float], seed: int) -> None
     norms = own if isinstance(own, tuple) else (own,) * depth
     if len(norms) != depth:
         raise ValueError(f"init_norm={init_norm!r}: expected a positive number, or {depth} of them (one per layer)")
-    generator = torch.Generator().manual_seed(seed)
+    generator, held = torch.Generator().manual_seed(seed), []
     for layer, norm in zip(net.layers, norms, strict=True):
         direction = torch.randn(layer.shape.weight, generator=generator, dtype=torch.float64)
         target = 1.0 if net.scale is not None else norm
         layer.set_weight(direction * (target / torch.linalg.vector_norm(direction)))
-        _check_held(torch.linalg.vector_norm(layer.weight.detach().double()), target, init_norm)
+        held.append((torch.linalg.vector_norm(layer.weight.detach().double()), target))
     if net.scale is not None:
-        net.scale.data.fill_(math.prod(norms))
-        _check_held(net.scale.detach(), math.prod(norms), init_norm)
-
-
-def _check_held(found: Tensor, wanted: float, init_norm: Any) -> None:
-    """The type of a network must be able to hold its norms."""
-    if not (0 < wanted < math.inf and 0.98 < found.item() / wanted < 1.02):
-        raise ValueError(
-            f"init_norm={init_norm!r}: a norm of {wanted:.3g} is beyond this network's type; write init_norm=1.0, "
-            "or dtype=torch.float64"
-        )
+        net.scale.data.copy_(torch.tensor(math.prod(norms), dtype=torch.float64))
+        held.append((net.scale.detach(), math.prod(norms)))
+    for found, wanted in held:
+        if not (0 < wanted < math.inf and 0.98 < found.item() / wanted < 1.02):
+            raise ValueError(
+                f"init_norm={init_norm!r}: a norm of {wanted:.3g} is beyond the network's type; "
+                "write init_norm=1.0, or dtype=torch.float64"
+            )

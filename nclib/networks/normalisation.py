@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from .. import inputs
-from .models import BatchNorm, Net, given
+from .models import BatchNorm, Net, checked, taken
 
 
 @torch.no_grad()
@@ -68,7 +68,7 @@ def calibrate(net: Net, x: inputs.Arrays, *, chunk: int | None = None, max_bytes
     if chunk is not None:
         chunk = inputs.count("chunk", chunk, 1)
     inputs.number("max_bytes", max_bytes, "a number of bytes >= 0", lambda b: b >= 0)
-    outputs = calibrated(net, given(net, x), chunk, max_bytes)
+    outputs = calibrated(net, taken(net, x), chunk, max_bytes)
     if not bool(outputs.isfinite().all()) and (net.arch.eps > 0 or not len(net.norms)):
         raise ValueError(f"x: the network's outputs overflow {outputs.dtype}; divide x, or write net.double()")
     return outputs
@@ -217,8 +217,7 @@ def fold(net: Net) -> Net:
     >>> torch.allclose(fold(net)(x), outputs, atol=1e-6)
     True
     """
-    given(net)
-    weights, biases = _fold(net)
+    weights, biases = _fold(checked(net))
     arch = replace(net.arch, norm="none")
     plain = Net(arch, net.input_shape, net.outputs, bias=any(b is not None for b in biases))
     plain = plain.to(weights[0].device, next(net.parameters()).dtype)
@@ -227,8 +226,7 @@ def fold(net: Net) -> Net:
             layer.set_weight(weight)
             if layer.bias is not None and bias is not None:
                 layer.bias.copy_(bias)
-    given(plain)  # in half precision a row may overflow
-    return plain.eval()
+    return checked(plain.eval())  # in half precision a row may overflow
 
 
 def folded_weights(net: Net) -> list[Tensor]:

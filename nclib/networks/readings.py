@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
 from .. import inputs
-from .models import Net, given
+from ..inputs import Arrays
+from .models import Net, checked, taken
 from .normalisation import fold, folded_weights
 
 
@@ -51,18 +52,17 @@ def rho(net: Net) -> float:
     3.0
     """
     _refuse_skips(net, "rho")
-    return float(_finite(layer_norms(net).log().sum().exp(), "rho"))
+    return float(_finite(layer_norms(net).log().sum().exp(), "net: its rho"))
 
 
 def _finite(found: Tensor, name: str) -> Tensor:
     if not bool(found.isfinite().all()):
-        raise ValueError(f"net: its {name} overflows {found.dtype}; divide the weights or the inputs")
+        raise ValueError(f"{name} overflows {found.dtype}; divide the weights or the inputs")
     return found
 
 
 def _refuse_skips(net: Net, name: str) -> None:
-    given(net)
-    if not net.arch.homogeneous:
+    if not checked(net).arch.homogeneous:
         raise ValueError(
             f"net: {name} is not defined for {type(net.arch).__name__}, which is not homogeneous in its layers "
             "(skip connections); use the norms of the layers of nclib.fold(net)"
@@ -70,7 +70,7 @@ def _refuse_skips(net: Net, name: str) -> None:
 
 
 @torch.no_grad()
-def margins(net: Net, x: inputs.Arrays, y: inputs.Arrays, *, chunk: int = 1024) -> Tensor:
+def margins(net: Net, x: Arrays, y: Arrays, *, chunk: int = 1024) -> Tensor:
     r"""Normalised margins $m_n$ of the folded network, (N,) float64, positive where the class is right (Chapter 1).
 
     One output, labels ±1: $m_n = y_n f_W(x_n)/ρ$.  Several: $m_n = (f_{y_n} - \max_{j≠y_n}f_j)/ρ$.
@@ -100,12 +100,12 @@ def margins(net: Net, x: inputs.Arrays, y: inputs.Arrays, *, chunk: int = 1024) 
     tensor([ 0.6000, -0.8000], dtype=torch.float64)
     """
     product, plain = rho(net), fold(net)
-    x, chunk = given(net, x, least=0), inputs.count("chunk", chunk, 1)
+    x, chunk = taken(net, x, least=0), inputs.count("chunk", chunk, 1)
     if product == 0:
         raise ValueError("net: its rho is 0, by which nothing can be divided; take a network without zero layers")
     outputs = torch.cat([plain(piece) for piece in torch.split(x, chunk)]).view(len(x), -1)
     codes = _codes(y, len(x), net.outputs).to(x.device)
-    return _finite(raw_margins(outputs.double(), codes) / product, "output")
+    return _finite(raw_margins(outputs.double(), codes) / product, "net: its output")
 
 
 def raw_margins(f: Tensor, y: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def raw_margins(f: Tensor, y: Tensor) -> Tensor:
     return (f * y).sum(-1) - f.masked_fill(y.expand_as(f) > 0, -torch.inf).amax(-1)
 
 
-def _codes(y: inputs.Arrays, n: int, outputs: int) -> Tensor:
+def _codes(y: Arrays, n: int, outputs: int) -> Tensor:
     """Labels as targets (N, K) in float64: ±1 for one output, one-hot rows for several."""
     found = inputs.tensor("y", y, "one label per sample")
     if found.ndim == 0 or len(found) != n:
@@ -153,7 +153,7 @@ def stable_ranks(weights: Tensor) -> Tensor:
     return torch.where(undefined, torch.nan, gram.diagonal(dim1=1, dim2=2).sum(1) / largest)
 
 
-def low_rank_distance(weight: inputs.Arrays) -> Tensor:
+def low_rank_distance(weight: Arrays) -> Tensor:
     r"""Distance of a matrix to the matrices of rank at most r, $\sqrt{\sum_{i>r}s_i^2}$, for every r.
 
     The distance is in the Frobenius norm, the $s_i$ are the singular values in falling order, and the
@@ -178,8 +178,8 @@ def low_rank_distance(weight: inputs.Arrays) -> Tensor:
     if found.ndim < 2 or 0 in found.shape:
         raise ValueError(f"weight: shape {tuple(found.shape)}; expected a matrix or a convolution kernel")
     squares = torch.linalg.svdvals(found.flatten(1)).square()
-    tails = _finite(squares.flip(0).cumsum(0).flip(0).sqrt(), "norm")  # small values first, so that none is lost
-    return torch.cat([tails, tails.new_zeros(1)])
+    tails = squares.flip(0).cumsum(0).flip(0).sqrt()  # small values first, so that none is lost
+    return _finite(torch.cat([tails, tails.new_zeros(1)]), "weight: its norm")
 
 
 class Balance(NamedTuple):
@@ -223,7 +223,7 @@ def balance(net: Net) -> Balance:
     """
     _refuse_skips(net, "balance")
     squares = [w.square() for w in folded_weights(net)]
-    norms = _finite(torch.stack([s.sum() for s in squares]), "norm")
+    norms = _finite(torch.stack([s.sum() for s in squares]), "net: its norm")
     neurons = []
     for k in range(len(squares) - 1):
         rows = squares[k].flatten(1).sum(dim=1)
@@ -243,7 +243,7 @@ class LastLayer(NamedTuple):
 
 
 @torch.no_grad()
-def last_layer(net: Net, x: inputs.Arrays, *, chunk: int = 1024) -> LastLayer:
+def last_layer(net: Net, x: Arrays, *, chunk: int = 1024) -> LastLayer:
     r"""What the last layer sees and does: features $h_n$, and $W$, $b$ with $f(x_n)=Wh_n+b$ (Chapter 11).
 
     Parameters
@@ -274,20 +274,19 @@ def last_layer(net: Net, x: inputs.Arrays, *, chunk: int = 1024) -> LastLayer:
     >>> features.shape, weight.shape, bias
     ((5, 8), (3, 8), None)
     """
-    x, chunk = given(net, x), inputs.count("chunk", chunk, 1)
+    x, chunk = taken(net, x), inputs.count("chunk", chunk, 1)
     if any(bn.training for bn in net.norms):
         raise ValueError("net: batch norm is in training mode; call net.eval() first")
     folded_weights(net)  # raises where BN has no statistics
     head = net.layers[-1]
-    features = _finite(torch.cat([net.features(piece) for piece in torch.split(x, chunk)]), "last hidden layer")
+    features = torch.cat([net.features(piece) for piece in torch.split(x, chunk)])
+    _finite(features, "net: its last hidden layer")
     weight = head.matrix if net.scale is None else head.matrix * net.scale
     bias = None if head.bias is None else head.bias.double().numpy(force=True)
     return LastLayer(features.double().numpy(force=True), weight.double().numpy(force=True), bias)
 
 
-def per_sample_gradients(
-    net: Net, x: inputs.Arrays, y: inputs.Arrays, *, weight_decay: float = 0.0
-) -> list[Tensor]:
+def per_sample_gradients(net: Net, x: Arrays, y: Arrays, *, weight_decay: float = 0.0) -> list[Tensor]:
     r"""Gradient in every layer of the loss of each point, $g_{n,k}=\nabla_{W_k}\ell_n+2λW_k$ (Chapter 14).
 
     $\ell_n=(f_W(x_n)-y_n)^2$, the mean over the outputs where there are several.  The gradient on a
@@ -325,7 +324,7 @@ def per_sample_gradients(
     >>> [[round(v, 6) for v in row] for row in g[:, 0].tolist()]
     [[-0.9, 0.0], [0.1, 2.0]]
     """
-    x = given(net, x)
+    x = taken(net, x)
     y = inputs.tensor("y", y, "targets like the outputs", like=x)
     decay = inputs.number("weight_decay", weight_decay, "a number >= 0, e.g. weight_decay=0.001", lambda v: v >= 0)
     if net.arch.norm != "none":
@@ -342,4 +341,4 @@ def per_sample_gradients(
         return (output[0] - target).square().mean()
 
     found = vmap(grad(loss), in_dims=(None, 0, 0))(weights, x, y)
-    return [_finite(found[name] + 2 * decay * p, "gradient") for name, p in weights.items()]
+    return [_finite(found[name] + 2 * decay * p, "net: its gradient") for name, p in weights.items()]

@@ -187,15 +187,11 @@ def _measured(every: int | Iterable[int] | None, epochs: int) -> list[int]:
     if every is None:
         every = max(1, epochs // _MEASUREMENTS)
     try:
-        if np.ndim(every) or isinstance(every, Iterable):  # type: ignore[arg-type]
-            chosen = {inputs.count("epoch", epoch, 0, epochs) for epoch in every}  # type: ignore[union-attr]
-        else:
-            chosen = set(range(0, epochs, inputs.count("measure_every", every, 1)))
+        chosen = set(range(0, epochs, inputs.count("measure_every", every, 1)))
     except ValueError:
-        raise ValueError(
-            f"measure_every={every!r}: expected a number of epochs >= 1, or epochs between 0 and {epochs}, "
-            "e.g. measure_every=10"
-        ) from None
+        expected = f"a number of epochs >= 1, or epochs between 0 and {epochs}, e.g. measure_every=10"
+        parts = inputs.entries("measure_every", every, expected)
+        chosen = {inputs.count("measure_every", epoch, 0, epochs) for epoch in parts}
     return sorted(chosen | {epochs})
 
 

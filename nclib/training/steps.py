@@ -66,6 +66,8 @@ class Steps:
         count = len(self.loss)
         even = np.geomspace(1, count, min(50, count)).astype(int) - 1
         steps = np.unique(even if at is None else inputs.counts("at", at, "[0]", 0, count - 1))
+        if not len(steps):
+            raise ValueError(f"at={at!r}: expected at least one step, e.g. at=[0]")
         layers = range(self.norm.shape[2])
         parts = [
             self.members.assign(
@@ -142,9 +144,8 @@ def step_by_step(
     ensemble = Ensemble(plan, plan.start(), range(len(members)))
     weights, gradients = ensemble.weights(ensemble.params), ensemble.weights(ensemble.grads)
     if start is not None:
-        if not isinstance(start, Sequence):
-            raise ValueError(f"start={type(start).__name__}: expected a list of {len(weights)} tensors")
-        own = [inputs.tensor(f"start[{k}]", block, like=weights[0]) for k, block in enumerate(start)]
+        blocks = inputs.entries("start", start, f"a list of {len(weights)} tensors")
+        own = [inputs.tensor(f"start[{k}]", block, like=weights[0]) for k, block in enumerate(blocks)]
         given, needed = ([tuple(w.shape) for w in blocks] for blocks in (own, weights))
         if given != needed:
             raise ValueError(f"start has shapes {given}; these networks need {needed}")
