@@ -36,9 +36,8 @@ def count(name: str, value: Any, least: int = 0, most: int | None = None) -> int
         number = least - 1
     if isinstance(value, bool | np.bool_) or not least <= number <= (_MOST if most is None else most):
         upto = f" and <= {most or _MOST}" if most is not None or number > _MOST else ""
-        raise ValueError(
-            f"{name}={_shown(value)}: expected a whole number >= {least}{upto}; write e.g. {name}={least}"
-        )
+        expected = f"a whole number >= {least}{upto}; write e.g. {name}={least}"
+        raise ValueError(f"{name}={_shown(value)}: expected {expected}")
     return number
 
 
@@ -97,16 +96,11 @@ def device(name: str, value: Any) -> torch.device | None:
     if value is None:
         return None
     try:
-        found = torch.device(value)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"{name}={_shown(value)} is no device; write cpu, cuda, cuda:1 or mps") from error
-    try:
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
+        return torch.empty(0, device=torch.device(value)).device
+    except (RuntimeError, AssertionError, TypeError):
         raise ValueError(
-            f"{name}={_shown(value)}: no such device on this machine; unset it or write cpu"
-        ) from error
-    return found
+            f"{name}={_shown(value)}: no device of this machine; write e.g. cpu, cuda:1, mps"
+        ) from None
 
 
 def instance(name: str, value: Any, kind: type[T], write: str) -> T:
@@ -133,10 +127,7 @@ def array(name: str, value: Any, expected: str = "an array of numbers", *, finit
     """Real numbers as a float64 array, the caller's own memory where that is float64 already."""
     found = _real(name, _plain(name, value, expected), expected)
     if finite and not (good := np.isfinite(found)).all():
-        where = tuple(np.argwhere(~good)[0].tolist())
-        raise ValueError(
-            f"{name}: holds NaN or infinity, first at {where}; expected {expected}, all of them finite"
-        )
+        raise _not_finite(name, "", np.argwhere(~good), expected)
     return found
 
 
@@ -148,12 +139,15 @@ def tensor(name: str, value: Any, expected: str = "an array of numbers", *, like
         found = torch.from_numpy(np.array(_real(name, _plain(name, value, expected), expected)))
     cast = found.to(*((found.device, torch.float64) if like is None else (like.device, like.dtype)))
     if not (cast.is_meta or bool(cast.isfinite().all())):
-        where = tuple((~cast.isfinite()).nonzero()[0].tolist())
-        raise ValueError(
-            f"{name}: holds NaN or infinity in {cast.dtype}, first at {where}; "
-            f"expected {expected}, all of them finite"
-        )
+        raise _not_finite(name, f" in {cast.dtype}", (~cast.isfinite()).nonzero(), expected)
     return cast
+
+
+def _not_finite(name: str, kind: str, where: Any, expected: str) -> ValueError:
+    at = tuple(where[0].tolist())
+    return ValueError(
+        f"{name}: holds NaN or infinity{kind}, first at {at}; expected {expected}, all of them finite"
+    )
 
 
 def labels(name: str, value: Any, n: int | None = None) -> NDArray[Any]:
@@ -189,9 +183,8 @@ def _plain(name: str, value: Any, expected: str) -> NDArray[Any]:
     if value is None or isinstance(value, str | bytes | dict | set) or callable(value):
         raise ValueError(f"{name}={_shown(value)}: expected {expected}")
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
-        raise ValueError(
-            f"{name}: {np.ma.getmaskarray(value).sum()} entries are masked; fill them or leave them out"
-        )
+        masked = np.ma.getmaskarray(value).sum()
+        raise ValueError(f"{name}: {masked} entries are masked; fill them or leave them out")
     if isinstance(value, list | tuple) and any(isinstance(part, Tensor) for part in value):
         value = [part.detach().cpu().double().numpy() if isinstance(part, Tensor) else part for part in value]
     try:

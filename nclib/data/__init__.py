@@ -70,9 +70,10 @@ class Data:
             return
         if not isinstance(self.name, str):
             raise ValueError(f"name={self.name!r}: expected a text")
-        classes = tuple(inputs.entries("classes", self.classes, "names of two or more classes, e.g. ('a', 'b')"))
+        expected = "names of two or more classes, e.g. ('a', 'b')"
+        classes = tuple(inputs.entries("classes", self.classes, expected))
         if len(classes) < 2 or not all(isinstance(one, str) for one in classes):
-            raise ValueError(f"classes={classes!r}: expected names of two or more classes, e.g. ('a', 'b')")
+            raise ValueError(f"classes={classes!r}: expected {expected}")
         found: dict[str, Any] = {"classes": classes}
         like = self.x if isinstance(self.x, Tensor) and self.x.is_floating_point() else None
         for word in ("", "_test"):
@@ -248,8 +249,8 @@ def data(
         from . import images
 
         raw = choose(name, images.load(name, **options), classes, n, n_test, seed)
-    flat = name == "digits" if flat is None else flat
-    return _finish(name, raw, unit_norm, standardise, flat, noise, seed, dtype, device)
+    how = {"unit_norm": unit_norm, "standardise": standardise, "flat": name == "digits" if flat is None else flat}
+    return _finish(name, raw, how, noise, seed, dtype, device)
 
 
 def from_arrays(
@@ -317,26 +318,16 @@ def from_arrays(
     kept, kept_test = marks >= 0, marks_test >= 0
     names = tuple(map(str, keep))
     raw = Raw(names, train[kept], marks[kept], test[kept_test], marks_test[kept_test])
-    return _finish(name, raw, unit_norm, standardise, False, noise, seed, dtype, device)
+    how = {"unit_norm": unit_norm, "standardise": standardise}
+    return _finish(name, raw, how, noise, seed, dtype, device)
 
 
-def _finish(
-    name: str,
-    raw: Raw,
-    unit_norm: bool,
-    standardise: bool,
-    flat: bool,
-    noise: float,
-    seed: int,
-    dtype: Any,
-    device: Any,
-) -> Data:
+def _finish(name: str, raw: Raw, how: dict[str, bool], noise: float, seed: int, dtype: Any, device: Any) -> Data:
     dtype, device = inputs.dtype("dtype", dtype), inputs.device("device", device)
-    noise = inputs.number(
-        "noise", noise, "the share of labels to redraw, 0 to 1, e.g. noise=0.2", lambda s: 0 <= s <= 1
-    )
+    noise = inputs.number("noise", noise, "a share of labels to redraw, e.g. noise=0.2", lambda s: 0 <= s <= 1)
+    how = {option: inputs.flag(option, value) for option, value in how.items()}
     x, x_test = (_tensor(part, raw.divisor, dtype, device) for part in (raw.x, raw.x_test))
-    if inputs.flag("standardise", standardise):
+    if how["standardise"]:
         axes = (0,) if x.ndim == 2 else (0, *range(2, x.ndim))
         std, mean = torch.std_mean(x, dim=axes, correction=0, keepdim=True)
         least = x.amin(axes, keepdim=True)
@@ -345,10 +336,10 @@ def _finish(
         if not bool((std.isfinite() & (std > 0)).all()):
             raise ValueError("standardise=True: the spread of x is beyond float64; divide x by abs(x).max() first")
         x, x_test = x.sub_(mean).div_(std), x_test.sub_(mean).div_(std)
-    if inputs.flag("unit_norm", unit_norm):
+    if how["unit_norm"]:
         _normalise("x", x)
         _normalise("x_test", x_test)
-    if inputs.flag("flat", flat):
+    if how.get("flat"):
         x, x_test = x.flatten(1), x_test.flatten(1)
     labels = redraw(raw.labels, len(raw.classes), noise, seed)
     return Data(

@@ -103,7 +103,7 @@ def margins(net: Net, x: Arrays, y: Arrays, *, chunk: int = 1024) -> Tensor:
     x, chunk = taken(net, x, least=0), inputs.count("chunk", chunk, 1)
     if product == 0:
         raise ValueError("net: its rho is 0, by which nothing can be divided; take a network without zero layers")
-    outputs = torch.cat([plain(piece) for piece in torch.split(x, chunk)]).view(len(x), -1)
+    outputs = torch.cat([plain(piece) for piece in torch.split(x, chunk)]).view(len(x), net.outputs)
     codes = _codes(y, len(x), net.outputs).to(x.device)
     return _finite(raw_margins(outputs.double(), codes) / product, "net: its output")
 

@@ -185,8 +185,8 @@ def code_version() -> str:
 def digest(values: Tensor | NDArray[Any] | np.generic) -> list[Any]:
     """Type, shape and hash of numbers, be they a tensor or an array."""
     array = _array(values)
-    kind = str(values.dtype) if isinstance(values, Tensor) else array.dtype.descr if array.dtype.names else ""
-    return [kind or array.dtype.str, array.shape, hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()]
+    kind = str(values.dtype) if isinstance(values, Tensor) else str(array.dtype.descr)
+    return [kind, array.shape, hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()]
 
 
 def _array(values: Tensor | NDArray[Any] | np.generic) -> NDArray[Any]:
@@ -202,7 +202,8 @@ def meaning(function: Any, argument: str = "measure") -> Any:
     """
     try:
         return _meaning(function, "the function", [])
-    except (_NotTold, RecursionError) as what:
+    except (_NotTold, RecursionError) as error:
+        what = error if isinstance(error, _NotTold) else "what holds itself"
         raise ValueError(
             f"{argument}={function!r}: it reads {what}, whose value cannot be made part of a run's name on disk; "
             "pass a function that reads numbers, texts, arrays, tensors and functions only, or unset NCLIB_RUNS"
@@ -293,10 +294,11 @@ def _reads(function: FunctionType) -> dict[str, Any]:
     for step in (step for code in _codes(function.__code__) for step in dis.get_instructions(code)):
         if step.opname == "IMPORT_NAME" and not _installed(step.argval):
             raise _NotTold(f"{step.argval or 'a module of its own package'} (module)")
-        if step.opname.endswith(("_GLOBAL", "_GLOBALS", "_NAME")) and step.argval in function.__globals__:
-            found[step.argval] = function.__globals__[step.argval]
-        elif step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval in _UNSEEN:
-            raise _NotTold(f"what {step.argval} finds")
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
+            if step.argval in function.__globals__:
+                found[step.argval] = function.__globals__[step.argval]
+            elif step.argval in _UNSEEN:
+                raise _NotTold(f"what {step.argval} finds")
     return found
 
 

@@ -84,10 +84,10 @@ class Plan:
             return batch == 1 or (opt.sampling == "shuffle" and plan.n % batch == 1)
 
         if arch.norm == "bn" and alone(plan.batch):
-            fits = next((b for b in range(plan.batch + 1, plan.n + 1) if not alone(b)), None)
+            fits = [f"batch={b}" for b in range(plan.batch + 1, plan.n + 1) if not alone(b)] or ["norm='none'"]
             raise ValueError(
                 f"batch={opt.batch}: leaves a batch of one of the {plan.n} points, which batch norm cannot "
-                f"normalise; write {f'batch={fits}' if fits else 'norm=' + repr('none') + ', or give more points'}"
+                f"normalise; write {fits[0]}"
             )
         return plan
 

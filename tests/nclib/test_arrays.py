@@ -157,7 +157,7 @@ def test_data_keep_to_floating_types() -> None:
             with pytest.raises(ValueError, match=r"expected a floating-point type, e\.g\. dtype=torch.float64"):
                 call(wrong)
     assert own.to(F64).x.dtype == own.to(dtype=F64).x.dtype == F64
-    with pytest.raises(ValueError, match=r"^device='gpu' is no device; write cpu"):
+    with pytest.raises(ValueError, match=r"^device='gpu': no device of this machine; write e.g. cpu"):
         own.to("gpu")
     with pytest.raises(ValueError, match=r"^unit_norm='no': expected True or False"):
         from_arrays(X, SIGNS, unit_norm="no")

@@ -345,7 +345,7 @@ def test_standardise_of_vectors_is_entrywise_and_survives_a_constant():
         (dict(name="digits", seed=0.5), r"seed=0\.5: expected a whole number >= 0"),
         (
             dict(name="digits", noise=1.2),
-            r"noise=1\.2: expected the share of labels to redraw, 0 to 1, e\.g\.",
+            r"noise=1\.2: expected a share of labels to redraw, e\.g\.",
         ),
         (dict(name="digits", noise=-0.1), r"noise=-0\.1: expected"),
         (dict(name="digits", noise=math.nan), r"noise=nan: expected"),

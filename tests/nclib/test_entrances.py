@@ -115,6 +115,7 @@ def test_what_overflows_or_vanishes_is_said() -> None:
     for weight in (torch.tensor([[math.inf, 1.0], [0.0, 1.0]]), [[math.nan] * 2] * 2):
         with pytest.raises(ValueError, match=r"^weight: holds NaN or infinity"):
             nc.low_rank_distance(weight)
+    assert nc.margins(net(), X[:0], SIGNS[:0]).shape == (0,)
     assert nc.low_rank_distance([[4, 0], [0, 3]]).tolist() == [5, 3, 0]
 
 
