@@ -189,9 +189,11 @@ def _measured(every: int | Iterable[int] | None, epochs: int) -> list[int]:
     try:
         chosen = set(range(0, epochs, inputs.count("measure_every", every, 1)))
     except ValueError:
-        expected = f"a number of epochs >= 1, or epochs between 0 and {epochs}, e.g. measure_every=10"
-        parts = inputs.entries("measure_every", every, expected)
-        chosen = {inputs.count("measure_every", epoch, 0, epochs) for epoch in parts}
+        try:
+            chosen = set(inputs.counts("measure_every", every, "10", 0, epochs))
+        except ValueError:
+            expected = f"a number of epochs >= 1, or epochs between 0 and {epochs}, e.g. measure_every=10"
+            raise ValueError(f"measure_every={every!r}: expected {expected}") from None
     return sorted(chosen | {epochs})
 
 

@@ -219,7 +219,7 @@ def train(**call: Any) -> Any:
         (dict(grid=dict(seed=[1, 1.5])), "^grid: seed=1.5: expected"),
         (dict(grid=dict(init_norm=[(1.0, 0.0)])), "^grid: init_norm=0.0: expected"),
         (dict(measure_every=True), "^measure_every=True: expected a number of epochs"),
-        (dict(measure_every=[0.5]), r"^measure_every=0.5: expected"),
+        (dict(measure_every=[0.5]), r"^measure_every=\[0.5\]: expected"),
         (dict(measure_every="all"), "^measure_every='all': expected"),
         (dict(measure=3), "^measure=3: unknown; write one of .*, or a function of a network"),
         (dict(measure=lambda net: 3.0), "^measure=.*: returned 3.0; expected numbers by name"),
