@@ -21,15 +21,15 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from . import inputs
+
 T = TypeVar("T")
 
 
 def scale_name() -> str:
     """Name of the scale at which this process runs, ``"quick"`` or ``"full"``."""
     name = os.environ.get("NCLIB_SCALE") or "quick"
-    if name not in ("quick", "full"):
-        raise ValueError(f"NCLIB_SCALE={name!r}: the scale is 'quick' or 'full'; write NCLIB_SCALE=quick")
-    return name
+    return inputs.choice("NCLIB_SCALE", name, ("quick", "full"))
 
 
 def scale(*, quick: T, full: T) -> T:
@@ -68,16 +68,9 @@ def device() -> torch.device:
     name = os.environ.get("NCLIB_DEVICE")
     if not name:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"NCLIB_DEVICE={name!r} is no device; write cpu, cuda, cuda:1 or mps") from error
-    try:
-        there = torch.get_device_module(found).is_available()
-    except RuntimeError:  # a kind of device that this PyTorch can only name
-        there = False
-    if not there:
-        raise ValueError(f"NCLIB_DEVICE={name!r}: no such device on this machine; unset it or write cpu")
+    found = inputs.device("NCLIB_DEVICE", name)
+    if found is None or found.type == "meta":  # which is there, but holds no numbers
+        raise ValueError(f"NCLIB_DEVICE={name!r}: nothing trains there; unset it or write cpu")
     return found
 
 
@@ -90,8 +83,8 @@ def device_name() -> str:
 def base_seed() -> int:
     """The seed from which every other seed of this process derives (``NCLIB_SEED``, default 0)."""
     text = os.environ.get("NCLIB_SEED") or "0"
-    if not text.isdecimal():
-        raise ValueError(f"NCLIB_SEED={text!r}: the base seed is a whole number >= 0; write NCLIB_SEED=0")
+    if not text.isdecimal() or len(text) > 20 or int(text) >= inputs.SEED:
+        raise ValueError(f"NCLIB_SEED={text!r}: the base seed is a whole number in [0, 2**64); write NCLIB_SEED=0")
     return int(text)
 
 
@@ -108,7 +101,5 @@ def seeds(n: int, stream: int = 0) -> list[int]:
     >>> seeds(2, stream=1) == seeds(2, stream=2)
     False
     """
-    if n < 1:
-        raise ValueError(f"n={n}: at least one seed is needed; write n=1 or more")
-    sequence = np.random.SeedSequence([base_seed(), stream])
-    return [int(child.generate_state(1)[0]) for child in sequence.spawn(n)]
+    sequence = np.random.SeedSequence([base_seed(), inputs.seed("stream", stream)])
+    return [int(child.generate_state(1)[0]) for child in sequence.spawn(inputs.count("n", n, 1))]

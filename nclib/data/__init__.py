@@ -6,7 +6,6 @@ through the same checks.  Every random choice derives from ``seed``; no global g
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .raw import Raw, check_classes, check_common, check_count, check_inputs, check_labels, choose, redraw, relabel
+from .. import inputs
+from .raw import Floats, Raw, check_classes, choose, redraw, relabel
 
 SYNTHETIC = ("teacher", "gaussians")
 IMAGES = ("mnist", "fashion-mnist", "cifar10")
@@ -65,6 +65,34 @@ class Data:
     truth: tuple[Tensor, ...] = ()
     bayes_error: float | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.x, Tensor) and self.x.is_meta:  # which has no numbers
+            return
+        if not isinstance(self.name, str):
+            raise ValueError(f"name={self.name!r}: expected a text")
+        expected = "names of two or more classes, e.g. ('a', 'b')"
+        classes = tuple(inputs.entries("classes", self.classes, expected))
+        if len(classes) < 2 or not all(isinstance(one, str) for one in classes):
+            raise ValueError(f"classes={classes!r}: expected {expected}")
+        found: dict[str, Any] = {"classes": classes}
+        like = self.x if isinstance(self.x, Tensor) and self.x.is_floating_point() else None
+        for word in ("", "_test"):
+            x = like = inputs.tensor(f"x{word}", getattr(self, f"x{word}"), "one input a row", like=like)
+            shape = found["x"].shape if word else x.shape
+            if x.ndim < 2 or 0 in shape[1:] or x.shape[1:] != shape[1:]:
+                raise ValueError(f"x{word}: shape {tuple(x.shape)}; expected {('N', *shape[1:])}, one input a row")
+            labels = inputs.labels(f"labels{word}", getattr(self, f"labels{word}"), len(x))
+            if labels.dtype.kind == "U" or not ((labels >= 0) & (labels < len(classes))).all():
+                raise ValueError(f"labels{word}: expected 0..{len(classes) - 1}; nclib.from_arrays takes any")
+            found |= {f"x{word}": x, f"labels{word}": torch.from_numpy(labels).to(x.device)}
+        inputs.dtype("dtype of x", x.dtype)
+        truth = inputs.entries("truth", self.truth, "a tuple of weight matrices")
+        found["truth"] = tuple(inputs.tensor("truth", weight, like=x) for weight in truth)
+        if self.bayes_error is not None:
+            found["bayes_error"] = inputs.number("bayes_error", self.bayes_error, "a share", lambda e: 0 <= e <= 1)
+        for name, value in found.items():  # a frozen class is set so
+            object.__setattr__(self, name, value)
+
     @property
     def y(self) -> Tensor:
         """Training targets: of two classes (N,), +1 for the first and -1 for the second; of more one-hot (N, K)."""
@@ -85,15 +113,22 @@ class Data:
         """Number of network outputs that fit `y`: 1 for two classes, else K."""
         return 1 if len(self.classes) == 2 else len(self.classes)
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Data:
-        """Return the same data on another device or in another floating-point type (labels stay int64)."""
+    def to(self, device: torch.device | torch.dtype | str | None = None, dtype: torch.dtype | None = None) -> Data:
+        """Return the same data on another device or in another floating-point type (labels stay int64).
+
+        ValueError where that type is none, or cannot hold the inputs.
+        """
+        if isinstance(device, torch.dtype):  # as tensors take it
+            device, dtype = None, device
+        device = inputs.device("device", device)
+        dtype = self.x.dtype if dtype is None else inputs.dtype("dtype", dtype)
         return replace(
             self,
-            x=self.x.to(device=device, dtype=dtype),
+            x=_cast("x", self.x, dtype, device),
             labels=self.labels.to(device=device),
-            x_test=self.x_test.to(device=device, dtype=dtype),
+            x_test=_cast("x_test", self.x_test, dtype, device),
             labels_test=self.labels_test.to(device=device),
-            truth=tuple(weight.to(device=device, dtype=dtype) for weight in self.truth),
+            truth=tuple(_cast("truth", weight, dtype, device) for weight in self.truth),
         )
 
     def _targets(self, labels: Tensor) -> Tensor:
@@ -196,26 +231,26 @@ def data(
     >>> round(data("gaussians", separation=2.0).bayes_error, 4)
     0.1587
     """
-    _check_name(name)
+    inputs.choice("name", name, NAMES)
     given: dict[str, Any] = {"d": d, "width": width, "separation": separation, "verify": verify}
     options = {option: value for option, value in given.items() if value is not None}
     _check_options(name, options)
-    check_common(seed, noise, dtype)
+    seed = inputs.seed("seed", seed)
     if name in SYNTHETIC:
         from . import synthetic
 
         if standardise:
             raise ValueError(f"standardise=True: it would change the known truth of {name!r}; leave it out")
         draw = synthetic.teacher if name == "teacher" else synthetic.gaussians
-        n = 12 if n is None else check_count("n", n, 1)
-        n_test = 1000 if n_test is None else check_count("n_test", n_test, 0)
+        n = 12 if n is None else inputs.count("n", n, 1)
+        n_test = 1000 if n_test is None else inputs.count("n_test", n_test, 0)
         raw = draw(n, n_test, classes=classes, seed=seed, **options)
     else:
         from . import images
 
         raw = choose(name, images.load(name, **options), classes, n, n_test, seed)
-    flat = name == "digits" if flat is None else flat
-    return _finish(name, raw, unit_norm, standardise, flat, noise, seed, dtype, device)
+    how = {"unit_norm": unit_norm, "standardise": standardise, "flat": name == "digits" if flat is None else flat}
+    return _finish(name, raw, how, noise, seed, dtype, device)
 
 
 def from_arrays(
@@ -233,12 +268,12 @@ def from_arrays(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Data:
-    """Make a `Data` from your own arrays or tensors, with the checks of `data`.
+    """Make a `Data` from your own arrays, tensors, lists or data frames, with the checks of `data`.
 
     Parameters
     ----------
     x, x_test
-        Arrays of finite real inputs: vectors (N, d) or images (N, C, H, W).
+        Finite real inputs: vectors (N, d) or images (N, C, H, W).
     labels, labels_test
         Integers or strings (N,).
     name
@@ -252,7 +287,8 @@ def from_arrays(
     Raises
     ------
     ValueError
-        For NaN or infinite inputs, shapes that do not fit, unknown classes, or fewer than two.
+        For NaN, infinite or masked inputs, inputs that `dtype` cannot hold, shapes that do not fit, unknown
+        classes, or fewer than two.
 
     Examples
     --------
@@ -260,20 +296,14 @@ def from_arrays(
     >>> own.x.tolist(), own.y.tolist()
     ([[0.6000000238418579, 0.800000011920929], [0.0, 1.0]], [1.0, -1.0])
     """
-    check_common(seed, noise, dtype)
-    train, values = check_inputs("x", x), check_labels("labels", labels)
+    seed = inputs.seed("seed", seed)
+    train = _rows("x", x)
+    values = inputs.labels("labels", labels, len(train))
     if (x_test is None) != (labels_test is None):
         missing = "x_test" if x_test is None else "labels_test"
         raise ValueError(f"{missing}=None: a test set needs x_test and labels_test; give both or neither")
-    test = train[:0] if x_test is None else check_inputs("x_test", x_test)
-    values_test = values[:0] if labels_test is None else check_labels("labels_test", labels_test)
-    for word, inputs, marks in (("", train, values), ("_test", test, values_test)):
-        if len(inputs) != len(marks):
-            raise ValueError(f"labels{word}: {len(marks)} labels for {len(inputs)} inputs; give one for each row")
-    if test.shape[1:] != train.shape[1:]:
-        raise ValueError(
-            f"x_test: inputs of shape {test.shape[1:]}, but x has {train.shape[1:]}; give both the same shape"
-        )
+    test = train[:0] if x_test is None else _rows("x_test", x_test)
+    values_test = values[:0] if labels_test is None else inputs.labels("labels_test", labels_test, len(test))
     present = sorted(set(values.tolist()))
     if present == [-1, 1]:
         present = [1, -1]
@@ -288,71 +318,85 @@ def from_arrays(
     kept, kept_test = marks >= 0, marks_test >= 0
     names = tuple(map(str, keep))
     raw = Raw(names, train[kept], marks[kept], test[kept_test], marks_test[kept_test])
-    return _finish(name, raw, unit_norm, standardise, False, noise, seed, dtype, device)
+    how = {"unit_norm": unit_norm, "standardise": standardise}
+    return _finish(name, raw, how, noise, seed, dtype, device)
 
 
-def _finish(
-    name: str,
-    raw: Raw,
-    unit_norm: bool,
-    standardise: bool,
-    flat: bool,
-    noise: float,
-    seed: int,
-    dtype: torch.dtype,
-    device: torch.device | str | None,
-) -> Data:
+def _finish(name: str, raw: Raw, how: dict[str, bool], noise: float, seed: int, dtype: Any, device: Any) -> Data:
+    dtype, device = inputs.dtype("dtype", dtype), inputs.device("device", device)
+    noise = inputs.number("noise", noise, "a share of labels to redraw, e.g. noise=0.2", lambda s: 0 <= s <= 1)
+    how = {option: inputs.flag(option, value) for option, value in how.items()}
     x, x_test = (_tensor(part, raw.divisor, dtype, device) for part in (raw.x, raw.x_test))
-    if standardise:
+    if how["standardise"]:
         axes = (0,) if x.ndim == 2 else (0, *range(2, x.ndim))
         std, mean = torch.std_mean(x, dim=axes, correction=0, keepdim=True)
-        std[std == 0] = 1  # a constant channel is only centred
+        least = x.amin(axes, keepdim=True)
+        constant = least == x.amax(axes, keepdim=True)  # such a channel is only centred
+        std[constant], mean = 1, torch.where(constant, least, mean)
+        if not bool((std.isfinite() & (std > 0)).all()):
+            raise ValueError("standardise=True: the spread of x is beyond float64; divide x by abs(x).max() first")
         x, x_test = x.sub_(mean).div_(std), x_test.sub_(mean).div_(std)
-    if unit_norm:
+    if how["unit_norm"]:
         _normalise("x", x)
         _normalise("x_test", x_test)
-    if flat:
+    if how.get("flat"):
         x, x_test = x.flatten(1), x_test.flatten(1)
     labels = redraw(raw.labels, len(raw.classes), noise, seed)
     return Data(
-        name,
-        raw.classes,
-        x.to(device, dtype),
-        torch.tensor(labels, device=device),
-        x_test.to(device, dtype),
-        torch.tensor(raw.labels_test, device=device),
-        tuple(torch.tensor(weight, dtype=dtype, device=device) for weight in raw.truth),
-        raw.bayes_error,
-    )
+        name, raw.classes, _cast("x", x, dtype, device), torch.from_numpy(labels),
+        _cast("x_test", x_test, dtype, device), torch.from_numpy(raw.labels_test),
+        tuple(torch.from_numpy(weight) for weight in raw.truth), raw.bayes_error,
+    )  # fmt: skip
 
 
 def _tensor(part: NDArray[Any], divisor: float, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
     """Bytes travel to the device as bytes and widen there; nothing is rounded below float32 until the end."""
+    part = np.ascontiguousarray(part)
     if part.dtype == np.uint8:
         wide = torch.promote_types(dtype, torch.float32)
         return torch.from_numpy(part).to(device).to(wide).div_(divisor)
-    return torch.tensor(part, dtype=torch.float64)
+    return torch.from_numpy(part)
+
+
+def _rows(name: str, value: Any) -> Floats:
+    """Inputs (N, ...) in float64, which may be the caller's own memory."""
+    expected = "real numbers, one input a row, e.g. shape (N, d)"
+    found = inputs.array(name, value, expected)
+    if found.ndim < 2 or 0 in found.shape[1:]:
+        raise ValueError(f"{name}: got shape {found.shape} of {found.dtype}; expected {expected}")
+    return found
+
+
+def _cast(word: str, x: Tensor, dtype: torch.dtype, device: torch.device | None) -> Tensor:
+    """The same numbers in another type, or an error where that type makes infinity or nothing of them."""
+    cast = x.to(device=device, dtype=dtype)
+    if cast.dtype.itemsize < x.dtype.itemsize or cast.dtype == torch.float16 != x.dtype:
+        rows = x.flatten(1).any(1).to(cast.device) & ~cast.flatten(1).any(1)
+        if not bool(cast.isfinite().all()) or bool(rows.any()):
+            raise ValueError(
+                f"{word}: numbers as large as {x.abs().max():.3g} or as small as {x.abs()[x != 0].min():.3g} "
+                f"do not fit into {dtype}; write dtype=torch.float64, or divide by abs({word}).max()"
+            )
+    return cast
 
 
 def _normalise(word: str, x: Tensor) -> None:
     # In float64, which Apple's mps lacks, and a few rows at a time, or the copy would outweigh the data.
     wide = torch.float32 if x.device.type == "mps" else torch.float64
-    norms = torch.cat([rows.to(wide).norm(dim=1) for rows in torch.split(x.flatten(1), 4096)]).to(x.dtype)
+    flat = x.flatten(1)
+    norms = torch.cat([rows.to(wide).norm(dim=1) for rows in torch.split(flat, 4096)]).to(x.dtype)
+    odd = (norms < 1e-140) | (norms > 1e140) if x.dtype == torch.float64 else norms == 0
+    if bool(odd.any()):  # squares that leave the range of numbers
+        largest = flat[odd].abs().amax(1)
+        flat[odd] /= torch.where(largest > 0, largest, 1)[:, None]
+        norms[odd] = flat[odd].norm(dim=1)
     zero = (norms == 0).nonzero()
     if len(zero):
         raise ValueError(
             f"{word}: row {int(zero[0])} is all zeros, which cannot be scaled to norm 1; "
             f"leave it out, or write unit_norm=False"
         )
-    x.div_(norms.reshape(-1, *[1] * (x.ndim - 1)))
-
-
-def _check_name(name: str) -> None:
-    if name not in NAMES:
-        near = difflib.get_close_matches(str(name).lower(), NAMES, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        known = ", ".join(map(repr, NAMES))
-        raise ValueError(f"name={name!r}: unknown data set; {hint}write one of {known}")
+    flat.div_(norms[:, None])
 
 
 def _check_options(name: str, options: dict[str, Any]) -> None:

@@ -1,17 +1,16 @@
-"""A data set before it becomes tensors: arrays, random streams, checks of arguments, and which points are used."""
+"""A data set before it becomes tensors: arrays, random streams, and which points are used."""
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+from .. import inputs
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -41,46 +40,22 @@ def rng(seed: int, *stream: int) -> np.random.Generator:
     return np.random.default_rng([seed, *stream])
 
 
-def check_count(argument: str, value: Any, least: int) -> int:
-    """Return `value` as an int if it is a whole number that is not below `least`."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least or isinstance(value, bool):
-        raise ValueError(f"{argument}={value!r}: expected a whole number >= {least}; write e.g. {argument}={least}")
-    return number
-
-
-def check_at_most(argument: str, value: int, total: int, what: str) -> int:
-    """Return `value` if there are that many points."""
-    if value > total:
-        raise ValueError(f"{argument}={value}: {what}; write {argument}={total} or less")
-    return value
-
-
-def check_common(seed: Any, noise: Any, dtype: Any) -> None:
-    """Check the arguments that every data set shares."""
-    check_count("seed", seed, 0)
-    if isinstance(noise, bool) or not (isinstance(noise, Real) and 0 <= float(noise) <= 1):
-        raise ValueError(f"noise={noise!r}: expected the share of labels to redraw, 0 to 1, e.g. noise=0.2")
-    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"dtype={dtype!r}: expected a floating-point type, e.g. dtype=torch.float64")
-
-
 def check_classes(name: str, classes: Any, known: Sequence[Any]) -> list[int]:
     """Positions in `known` of classes given by value, or by index where values are names."""
     numbered = list(map(str, known)) == list(map(str, range(len(known))))
-    spelled = f"0..{len(known) - 1}" if numbered else ", ".join(map(repr, known))
+    spelled = (
+        f"0..{len(known) - 1}" if numbered else ", ".join([*map(repr, known[:20]), *["..."][: len(known) // 21]])
+    )
     mend = f"{name} has classes {spelled}; write two or more of them, e.g. classes={_example(known)}"
     if isinstance(classes, str | bytes) or not isinstance(classes, Sequence | range | np.ndarray):
         raise ValueError(f"classes={classes!r}: expected a sequence; {mend}")
     named = all(isinstance(value, str) for value in known)
+    places = {value: place for place, value in enumerate(known)}
     chosen = []
     for value in classes:
-        if value in known:
-            chosen.append(list(known).index(value))
-        elif named and hasattr(value, "__index__") and 0 <= operator.index(value) < len(known):
+        if isinstance(value, str | int | float | np.generic) and value in places:
+            chosen.append(places[value])
+        elif named and isinstance(value, int | np.integer) and 0 <= operator.index(value) < len(known):
             chosen.append(operator.index(value))
         else:
             raise ValueError(f"classes={classes!r}: no class {value!r}; {mend}")
@@ -98,42 +73,8 @@ def _example(known: Sequence[Any]) -> str:
 
 def relabel(labels: NDArray[Any], keep: Sequence[Any]) -> Ints:
     """Position of each label in `keep`, and -1 for a label that is not kept."""
-    positions = np.full(len(labels), -1, dtype=np.int64)
-    for position, value in enumerate(keep):
-        positions[labels == value] = position
-    return positions
-
-
-def check_inputs(argument: str, value: Any) -> Floats:
-    """A user's inputs as a fresh float64 array (N, ...) without NaN or infinity."""
-    array = value.detach().cpu().double().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-    if array.dtype.kind not in "buif" or array.ndim < 2 or 0 in array.shape[1:]:
-        raise ValueError(
-            f"{argument}: got shape {array.shape} of {array.dtype}; expected real numbers, "
-            f"one input a row, e.g. shape (N, d)"
-        )
-    array = array.astype(np.float64)
-    finite = np.isfinite(array.reshape(len(array), math.prod(array.shape[1:]))).all(axis=1)
-    if not finite.all():
-        bad = np.flatnonzero(~finite)
-        raise ValueError(
-            f"{argument}: {len(bad)} of {len(array)} rows hold NaN or infinity, the first is row {bad[0]}; "
-            f"clean those rows or leave them out"
-        )
-    return array
-
-
-def check_labels(argument: str, value: Any) -> NDArray[Any]:
-    """A user's labels as an array (N,) of int64 or strings."""
-    array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-    if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.round(array)).all():
-        array = array.astype(np.int64)
-    if array.dtype.kind not in "biuU" or array.ndim != 1:
-        raise ValueError(
-            f"{argument}: got shape {array.shape} of {array.dtype}; expected one integer or string "
-            f"for each input, shape (N,)"
-        )
-    return array if array.dtype.kind == "U" else array.astype(np.int64)
+    places = {value: place for place, value in enumerate(keep)}
+    return np.array([places.get(value, -1) for value in labels.tolist()], dtype=np.int64)
 
 
 def choose(name: str, raw: Raw, classes: Any, n: int | None, n_test: int | None, seed: int) -> Raw:
@@ -145,13 +86,12 @@ def choose(name: str, raw: Raw, classes: Any, n: int | None, n_test: int | None,
     keep = check_classes(name, raw.classes if classes is None else classes, raw.classes)
     names = tuple(raw.classes[k] for k in keep)
     labels, labels_test = relabel(raw.labels, keep), relabel(raw.labels_test, keep)
-    what = f"{name} with classes {names} has"
     queues = _queues(labels, len(keep), seed, 0)
     total = sum(map(len, queues))
     pooled = len(raw.x_test) == 0
     if n is None:
         n = round(TRAIN_SHARE * total) if pooled else total
-    n = check_at_most("n", check_count("n", n, len(keep)), total, f"{what} {total} training points")
+    n = inputs.count("n", n, len(keep), total)
     rows, rest = _take(queues, n)
     x_test = raw.x_test
     if pooled:
@@ -159,8 +99,7 @@ def choose(name: str, raw: Raw, classes: Any, n: int | None, n_test: int | None,
     else:
         rest = _queues(labels_test, len(keep), seed, 1)
     total = sum(map(len, rest))
-    n_test = total if n_test is None else check_count("n_test", n_test, 0)
-    check_at_most("n_test", n_test, total, f"{what} {total} points for the test set")
+    n_test = total if n_test is None else inputs.count("n_test", n_test, 0, total)
     rows_test, _ = _take(rest, n_test)
     return Raw(names, raw.x[rows], labels[rows], x_test[rows_test], labels_test[rows_test], raw.divisor)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .raw import TEST, TRAIN, TRUTH, Floats, Ints, Raw, check_count, rng
+from .. import inputs
+from .raw import TEST, TRAIN, TRUTH, Floats, Ints, Raw, rng
 
 TEACHER_TRIES = 1000
 
@@ -23,7 +23,7 @@ def teacher(n: int, n_test: int, *, seed: int, classes: Any = None, d: int = 20,
     :math:`\pm w`, of which one is always active: else a share :math:`2^{-\text{width}}` of the points would
     find every neuron silent and have no sign.  (One pair is a linear teacher.)
     """
-    d, width = check_count("d", d, 1), check_count("width", width, 2)
+    d, width = inputs.count("d", d, 1), inputs.count("width", width, 2)
     if classes is not None:
         raise ValueError(f"classes={classes!r}: 'teacher' always has two classes; leave `classes` out")
     if n < 2:
@@ -65,12 +65,11 @@ def gaussians(n: int, n_test: int, *, seed: int, classes: Any = None, d: int = 2
     """
     if classes is not None and (isinstance(classes, bool) or not hasattr(classes, "__index__")):
         raise ValueError(f"classes={classes!r}: 'gaussians' takes the number of classes; write e.g. classes=3")
-    d, k = check_count("d", d, 1), 2 if classes is None else check_count("classes", classes, 2)
-    if not (isinstance(separation, Real) and 0 <= float(separation) < math.inf):
-        raise ValueError(f"separation={separation!r}: expected a finite distance >= 0, e.g. separation=3.0")
+    d, k = inputs.count("d", d, 1), 2 if classes is None else inputs.count("classes", classes, 2)
+    edge = inputs.number("separation", separation, "a finite distance >= 0, e.g. separation=3.0", lambda s: s >= 0)
     if d < k - 1:
         raise ValueError(f"d={d}: {k} class means at equal distances need d >= {k - 1}; write d={k - 1}")
-    means = simplex(k, d, float(separation), rng(seed, TRUTH))
+    means = simplex(k, d, edge, rng(seed, TRUTH))
 
     def draw(count: int, stream: int) -> tuple[NDArray[Any], Ints]:
         labels = rng(seed, stream, 1).integers(0, k, count)
@@ -78,7 +77,7 @@ def gaussians(n: int, n_test: int, *, seed: int, classes: Any = None, d: int = 2
 
     rule = means if k > 2 else means[:1] - means[1:]
     names = tuple(str(index) for index in range(k))
-    error = gaussians_error(k, float(separation))
+    error = gaussians_error(k, edge)
     return Raw(names, *draw(n, TRAIN), *draw(n_test, TEST), truth=(rule,), bayes_error=error)
 
 

@@ -11,11 +11,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal, NamedTuple, cast, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .. import inputs
 
 Norm = Literal["none", "bn", "wn", "lm"]
 
@@ -48,10 +50,17 @@ class Layer(nn.Module):
     def _make_weight(self) -> None:
         self.weight = nn.Parameter(torch.empty(self.shape.weight))
 
-    def set_weight(self, weight: Tensor) -> None:
-        """Copy `weight` into the layer's parameters."""
+    def set_weight(self, weight: inputs.Arrays) -> None:
+        """Copy `weight`, of the layer's shape, into its parameters."""
         with torch.no_grad():
-            self.weight.copy_(weight)
+            self.weight.copy_(self._given(weight))
+
+    def _given(self, weight: inputs.Arrays) -> Tensor:
+        like = weight if isinstance(weight, Tensor) and weight.is_floating_point() else None
+        found = inputs.tensor("weight", weight, like=like)
+        if found.shape != self.shape.weight:
+            raise ValueError(f"weight: shape {tuple(found.shape)}; this layer's is {self.shape.weight}")
+        return found
 
     @property
     def matrix(self) -> Tensor:
@@ -80,9 +89,12 @@ class WeightNormLayer(Layer):
         self.direction = nn.Parameter(torch.empty(self.shape.weight))
         self.gain = nn.Parameter(torch.empty(()))
 
-    def set_weight(self, weight: Tensor) -> None:
+    def set_weight(self, weight: inputs.Arrays) -> None:
         with torch.no_grad():
+            weight = self._given(weight)
             norm = torch.linalg.vector_norm(weight)
+            if norm == 0:
+                raise ValueError("weight: all zeros, which under norm='wn' has no direction")
             self.gain.copy_(norm)
             self.direction.copy_(weight / norm)
 
@@ -132,15 +144,20 @@ class Architecture:
     eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        if any(isinstance(w, bool) or not isinstance(w, int) or w < 1 for w in self.widths):
-            raise ValueError(f"widths={self.widths!r}: expected positive integers, e.g. widths=(64, 64)")
-        if self.norm not in get_args(Norm):
-            raise ValueError(f"norm={self.norm!r}: expected one of 'none', 'bn', 'wn', 'lm'")
-        if not (math.isfinite(self.eps) and self.eps >= 0):
-            raise ValueError(f"eps={self.eps!r}: expected a finite number >= 0, e.g. eps=1e-5")
+        inputs.choice("norm", self.norm, get_args(Norm))
+        widths = inputs.counts("widths", self.widths, "(64, 64)")
+        eps = inputs.number("eps", self.eps, "a finite number >= 0, e.g. eps=1e-5", lambda e: e >= 0)
+        for name, value in (("widths", widths), ("eps", eps)):  # a frozen class is set so
+            object.__setattr__(self, name, value)
 
     def shapes(self, input_shape: tuple[int, ...], outputs: int) -> list[LayerShape]:
         """Shapes of the layers k = 1..L for this input."""
+        shape = inputs.counts("input_shape", input_shape, "(64,) or (3, 32, 32)")
+        if not shape:
+            raise ValueError("input_shape=(): write the shape of one input, e.g. (64,) or (3, 32, 32)")
+        return self._shapes(shape, inputs.count("outputs", outputs, 1))
+
+    def _shapes(self, input_shape: tuple[int, ...], outputs: int) -> list[LayerShape]:
         raise NotImplementedError
 
     def features(self, net: Net, x: Tensor) -> Tensor:
@@ -187,20 +204,16 @@ class Architecture:
         >>> net(torch.ones(3, 4)).shape
         torch.Size([3])
         """
-        shape = tuple(input_shape)
-        if not shape or any(not isinstance(s, int) or s < 1 for s in shape):
-            raise ValueError(f"input_shape={input_shape!r}: expected positive integers, e.g. (64,) or (3, 32, 32)")
-        if not isinstance(outputs, int) or outputs < 1:
-            raise ValueError(f"outputs={outputs!r}: expected an integer >= 1 (1 for two classes coded ±1)")
-        net = Net(self, shape, outputs).to(dtype)
-        _initialise(net, init_norm, seed)
+        shape = inputs.counts("input_shape", input_shape, "(64,) or (3, 32, 32)")
+        net = Net(self, shape, inputs.count("outputs", outputs, 1)).to(inputs.dtype("dtype", dtype))
+        _initialise(net, init_norm, inputs.seed("seed", seed))
         return net
 
 
 class MLP(Architecture):
     """Fully connected layers; see `mlp`."""
 
-    def shapes(self, input_shape: tuple[int, ...], outputs: int) -> list[LayerShape]:
+    def _shapes(self, input_shape: tuple[int, ...], outputs: int) -> list[LayerShape]:
         sizes = [math.prod(input_shape), *self.widths, outputs]
         return [LayerShape((m, n)) for n, m in pairwise(sizes)]
 
@@ -208,7 +221,7 @@ class MLP(Architecture):
 class ConvNet(Architecture):
     """Strided 3×3 convolutions and one to the outputs; see `convnet`."""
 
-    def shapes(self, input_shape: tuple[int, ...], outputs: int) -> list[LayerShape]:
+    def _shapes(self, input_shape: tuple[int, ...], outputs: int) -> list[LayerShape]:
         channels, *size = _image_shape("convnet", input_shape)
         shapes = []
         for width in self.widths:
@@ -222,7 +235,12 @@ class ResNet18(Architecture):
 
     homogeneous = False
 
-    def shapes(self, input_shape: tuple[int, ...], outputs: int) -> list[LayerShape]:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.widths:
+            raise ValueError("widths=(): resnet18 needs at least one stage, e.g. widths=(64, 128, 256, 512)")
+
+    def _shapes(self, input_shape: tuple[int, ...], outputs: int) -> list[LayerShape]:
         channels, *_ = _image_shape("resnet18", input_shape)
         shapes = [LayerShape((self.widths[0], channels, 3, 3), stride=1)]
         for old, new, stride in self._blocks():
@@ -321,7 +339,7 @@ def mlp(widths: Sequence[int] = (64, 64), norm: Norm = "none", *, eps: float = 1
     >>> mlp(widths=(32,), norm="bn")
     MLP(widths=(32,), norm='bn', eps=1e-05)
     """
-    return MLP(tuple(widths), norm, eps)
+    return MLP(widths, norm, eps)  # type: ignore[arg-type]
 
 
 def convnet(widths: Sequence[int] = (32, 64, 128), norm: Norm = "none", *, eps: float = 1e-5) -> ConvNet:
@@ -339,7 +357,7 @@ def convnet(widths: Sequence[int] = (32, 64, 128), norm: Norm = "none", *, eps: 
     >>> [tuple(layer.weight.shape) for layer in net.layers]
     [(32, 3, 3, 3), (64, 32, 3, 3), (128, 64, 3, 3), (1, 128, 4, 4)]
     """
-    return ConvNet(tuple(widths), norm, eps)
+    return ConvNet(widths, norm, eps)  # type: ignore[arg-type]
 
 
 def resnet18(norm: Norm = "bn", *, widths: Sequence[int] = (64, 128, 256, 512), eps: float = 1e-5) -> ResNet18:
@@ -370,9 +388,7 @@ def resnet18(norm: Norm = "bn", *, widths: Sequence[int] = (64, 128, 256, 512), 
     >>> len(net.layers), sum(p.numel() for p in net.parameters())
     (21, 11164352)
     """
-    if not widths:
-        raise ValueError("widths=(): resnet18 needs at least one stage, e.g. widths=(64, 128, 256, 512)")
-    return ResNet18(tuple(widths), norm, eps)
+    return ResNet18(widths, norm, eps)  # type: ignore[arg-type]
 
 
 def _image_shape(name: str, input_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -384,16 +400,58 @@ def _image_shape(name: str, input_shape: tuple[int, ...]) -> tuple[int, ...]:
     return input_shape
 
 
+def checked(net: Net) -> Net:
+    """What has to be a network, of finite weights."""
+    inputs.instance("net", net, Net, "nclib.mlp().build((64,))")
+    for name, p in net.named_parameters():
+        if not (p.is_floating_point() and bool(p.isfinite().all())):
+            raise ValueError(f"net: {name} ({p.dtype}) holds NaN or infinity; take a network that has not diverged")
+    return net
+
+
+def taken(net: Net, x: inputs.Arrays, *, least: int = 1) -> Tensor:
+    """Inputs (N, ...) in the type and on the device of a network, both checked."""
+    found = inputs.tensor("x", x, "one input a row", like=next(checked(net).parameters()))
+    try:
+        fits = net.arch.shapes(tuple(found.shape[1:]), net.outputs) == [layer.shape for layer in net.layers]
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"x: shape {tuple(found.shape)}; this network takes {('N', *net.input_shape)}")
+    if len(found) < least:
+        raise ValueError(f"x: no samples; give at least {least}")
+    return found
+
+
+def init_norms(init_norm: Any) -> float | tuple[float, ...]:
+    """A positive number, or a tuple of them."""
+    try:
+        several = None if isinstance(init_norm, str) else tuple(init_norm)
+    except TypeError:
+        several = None
+    expected = "a positive number, or one per layer, e.g. (1.0, 2.0)"
+    found = [inputs.number("init_norm", r, expected, lambda r: r > 0) for r in several or [init_norm]]
+    return tuple(found) if several else found[0]
+
+
 def _initialise(net: Net, init_norm: float | Sequence[float], seed: int) -> None:
     """Draw directions in float64 and scale them (in `Net` order, from one generator)."""
-    depth = len(net.layers)
-    norms = list(init_norm) if isinstance(init_norm, Sequence) else [float(init_norm)] * depth
-    if len(norms) != depth or not all(math.isfinite(r) and r > 0 for r in norms):
+    depth, own = len(net.layers), init_norms(init_norm)
+    norms = own if isinstance(own, tuple) else (own,) * depth
+    if len(norms) != depth:
         raise ValueError(f"init_norm={init_norm!r}: expected a positive number, or {depth} of them (one per layer)")
-    generator = torch.Generator().manual_seed(seed)
+    generator, held = torch.Generator().manual_seed(seed), []
     for layer, norm in zip(net.layers, norms, strict=True):
         direction = torch.randn(layer.shape.weight, generator=generator, dtype=torch.float64)
         target = 1.0 if net.scale is not None else norm
         layer.set_weight(direction * (target / torch.linalg.vector_norm(direction)))
+        held.append((torch.linalg.vector_norm(layer.weight.detach().double()), target))
     if net.scale is not None:
-        net.scale.data.fill_(math.prod(norms))
+        net.scale.data.copy_(torch.tensor(math.prod(norms), dtype=torch.float64))
+        held.append((net.scale.detach(), math.prod(norms)))
+    for found, wanted in held:
+        if not (0 < wanted < math.inf and 0.98 < found.item() / wanted < 1.02):
+            raise ValueError(
+                f"init_norm={init_norm!r}: a norm of {wanted:.3g} is beyond the network's type; "
+                "write init_norm=1.0, or dtype=torch.float64"
+            )

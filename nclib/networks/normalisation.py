@@ -26,11 +26,12 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor
 
-from .models import BatchNorm, Net
+from .. import inputs
+from .models import BatchNorm, Net, checked, taken
 
 
 @torch.no_grad()
-def calibrate(net: Net, x: Tensor, *, chunk: int | None = None, max_bytes: int = 4 * 2**30) -> Tensor:
+def calibrate(net: Net, x: inputs.Arrays, *, chunk: int | None = None, max_bytes: int = 4 * 2**30) -> Tensor:
     """Set BN's statistics exactly over `x`, the whole training set, and return the network's outputs on it.
 
     Layer by layer: mean and *biased* variance (divided by N, as BN normalises in training) of the
@@ -43,12 +44,17 @@ def calibrate(net: Net, x: Tensor, *, chunk: int | None = None, max_bytes: int =
     net
         Network; without BN nothing is set.  Its mode (training or evaluation) is left alone.
     x
-        Inputs (N, ...), at least one.
+        Inputs (N, ...), at least one; any array, taken to the network's type and device.
     chunk
         Samples at a time; None chooses.
     max_bytes
         As long as the activations of all chunks fit in this, every layer runs once; otherwise the
         layers before are run again for each BN layer.
+
+    Raises
+    ------
+    ValueError
+        Inputs that do not fit or are not finite, a network that is not, and outputs that overflow.
 
     Examples
     --------
@@ -59,8 +65,18 @@ def calibrate(net: Net, x: Tensor, *, chunk: int | None = None, max_bytes: int =
     >>> torch.allclose(outputs, net.eval()(x)), torch.allclose(outputs, net.train()(x), atol=1e-6)
     (True, True)
     """
-    if x.shape[0] == 0:
-        raise ValueError("x: no samples; the statistics need at least one (two for a variance)")
+    if chunk is not None:
+        chunk = inputs.count("chunk", chunk, 1)
+    inputs.number("max_bytes", max_bytes, "a number of bytes >= 0", lambda b: b >= 0)
+    outputs = calibrated(net, taken(net, x), chunk, max_bytes)
+    if not bool(outputs.isfinite().all()) and (net.arch.eps > 0 or not len(net.norms)):
+        raise ValueError(f"x: the network's outputs overflow {outputs.dtype}; divide x, or write net.double()")
+    return outputs
+
+
+@torch.no_grad()
+def calibrated(net: Net, x: Tensor, chunk: int | None = None, max_bytes: int = 4 * 2**30) -> Tensor:
+    """The same without checks, and of whatever inputs and network."""
     modes = [bn.training for bn in net.norms]
     try:
         for bn in net.norms:
@@ -190,7 +206,7 @@ def fold(net: Net) -> Net:
     Raises
     ------
     ValueError
-        BN statistics are missing, or a channel has no variance and ε is 0.
+        BN statistics are missing, a channel has no variance and ε is 0, or weights are not finite.
 
     Examples
     --------
@@ -201,7 +217,7 @@ def fold(net: Net) -> Net:
     >>> torch.allclose(fold(net)(x), outputs, atol=1e-6)
     True
     """
-    weights, biases = _fold(net)
+    weights, biases = _fold(checked(net))
     arch = replace(net.arch, norm="none")
     plain = Net(arch, net.input_shape, net.outputs, bias=any(b is not None for b in biases))
     plain = plain.to(weights[0].device, next(net.parameters()).dtype)
@@ -210,7 +226,7 @@ def fold(net: Net) -> Net:
             layer.set_weight(weight)
             if layer.bias is not None and bias is not None:
                 layer.bias.copy_(bias)
-    return plain.eval()
+    return checked(plain.eval())  # in half precision a row may overflow
 
 
 def folded_weights(net: Net) -> list[Tensor]:

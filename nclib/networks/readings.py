@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from .models import Net
+from .. import inputs
+from ..inputs import Arrays
+from .models import Net, checked, taken
 from .normalisation import fold, folded_weights
 
 
@@ -41,7 +43,7 @@ def rho(net: Net) -> float:
     ------
     ValueError
         A ResNet: its skip connections add terms of different degree in the weights, so that
-        $f_W ≠ ρ f_V$ and no product of norms normalises it.  Also as `fold`.
+        $f_W ≠ ρ f_V$ and no product of norms normalises it.  A ρ beyond float64.  Also as `fold`.
 
     Examples
     --------
@@ -50,11 +52,17 @@ def rho(net: Net) -> float:
     3.0
     """
     _refuse_skips(net, "rho")
-    return float(layer_norms(net).log().sum().exp())
+    return float(_finite(layer_norms(net).log().sum().exp(), "net: its rho"))
+
+
+def _finite(found: Tensor, name: str) -> Tensor:
+    if not bool(found.isfinite().all()):
+        raise ValueError(f"{name} overflows {found.dtype}; divide the weights or the inputs")
+    return found
 
 
 def _refuse_skips(net: Net, name: str) -> None:
-    if not net.arch.homogeneous:
+    if not checked(net).arch.homogeneous:
         raise ValueError(
             f"net: {name} is not defined for {type(net.arch).__name__}, which is not homogeneous in its layers "
             "(skip connections); use the norms of the layers of nclib.fold(net)"
@@ -62,7 +70,7 @@ def _refuse_skips(net: Net, name: str) -> None:
 
 
 @torch.no_grad()
-def margins(net: Net, x: Tensor, y: Tensor, *, chunk: int = 1024) -> Tensor:
+def margins(net: Net, x: Arrays, y: Arrays, *, chunk: int = 1024) -> Tensor:
     r"""Normalised margins $m_n$ of the folded network, (N,) float64, positive where the class is right (Chapter 1).
 
     One output, labels ±1: $m_n = y_n f_W(x_n)/ρ$.  Several: $m_n = (f_{y_n} - \max_{j≠y_n}f_j)/ρ$.
@@ -72,7 +80,7 @@ def margins(net: Net, x: Tensor, y: Tensor, *, chunk: int = 1024) -> Tensor:
     net
         Network; with BN, calibrated on the *training* set, whatever `x` is.
     x
-        Inputs (N, ...).
+        Inputs (N, ...); any array, taken to the network's type and device.
     y
         (N,) of ±1 for one output; for several, class numbers (N,) or one-hot rows (N, K).
     chunk
@@ -81,7 +89,7 @@ def margins(net: Net, x: Tensor, y: Tensor, *, chunk: int = 1024) -> Tensor:
     Raises
     ------
     ValueError
-        As `rho`, and where `y` does not fit the outputs.
+        As `rho`, where `x` or `y` do not fit the network, and where ρ = 0.
 
     Examples
     --------
@@ -92,8 +100,12 @@ def margins(net: Net, x: Tensor, y: Tensor, *, chunk: int = 1024) -> Tensor:
     tensor([ 0.6000, -0.8000], dtype=torch.float64)
     """
     product, plain = rho(net), fold(net)
-    outputs = torch.cat([plain(piece) for piece in torch.split(x, chunk)]).view(len(x), -1)
-    return raw_margins(outputs.double(), _codes(y, len(x), net.outputs)) / product
+    x, chunk = taken(net, x, least=0), inputs.count("chunk", chunk, 1)
+    if product == 0:
+        raise ValueError("net: its rho is 0, by which nothing can be divided; take a network without zero layers")
+    outputs = torch.cat([plain(piece) for piece in torch.split(x, chunk)]).view(len(x), net.outputs)
+    codes = _codes(y, len(x), net.outputs).to(x.device)
+    return _finite(raw_margins(outputs.double(), codes) / product, "net: its output")
 
 
 def raw_margins(f: Tensor, y: Tensor) -> Tensor:
@@ -106,24 +118,24 @@ def raw_margins(f: Tensor, y: Tensor) -> Tensor:
     return (f * y).sum(-1) - f.masked_fill(y.expand_as(f) > 0, -torch.inf).amax(-1)
 
 
-def _codes(y: Tensor, n: int, outputs: int) -> Tensor:
+def _codes(y: Arrays, n: int, outputs: int) -> Tensor:
     """Labels as targets (N, K) in float64: ±1 for one output, one-hot rows for several."""
-    if len(y) != n:
-        raise ValueError(f"y: {tuple(y.shape)} for {n} inputs; expected one label per sample")
+    found = inputs.tensor("y", y, "one label per sample")
+    if found.ndim == 0 or len(found) != n:
+        raise ValueError(f"y: {tuple(found.shape)} for {n} inputs; expected one label per sample")
     if outputs == 1:
-        if y.ndim != 1 or not (y.abs() == 1).all():
+        if found.ndim != 1 or not (found.abs() == 1).all():
             raise ValueError("y: expected labels +1 and -1, shape (N,), for a network with one output")
-        return y.double().unsqueeze(1)
-    if y.ndim == 2 and y.shape[1] == outputs:
-        if not ((y == 0) | (y == 1)).all() or not (y.sum(dim=1) == 1).all():
+        return found.unsqueeze(1)
+    if found.ndim == 2 and found.shape[1] == outputs:
+        if not ((found == 0) | (found == 1)).all() or not (found.sum(dim=1) == 1).all():
             raise ValueError("y: rows of a two-dimensional y must be one-hot")
-        return y.double()
-    if y.ndim != 1 or y.is_floating_point() or not ((y >= 0) & (y < outputs)).all():
+        return found
+    if found.ndim != 1 or not ((found >= 0) & (found < outputs) & (found == found.round())).all():
         raise ValueError(
-            f"y: expected class numbers 0..{outputs - 1} as integers, shape (N,), "
-            f"or one-hot rows, shape (N, {outputs})"
+            f"y: expected class numbers 0..{outputs - 1}, shape (N,), or one-hot rows, shape (N, {outputs})"
         )
-    return torch.nn.functional.one_hot(y.long(), outputs).double()
+    return torch.nn.functional.one_hot(found.long(), outputs).double()
 
 
 def stable_ranks(weights: Tensor) -> Tensor:
@@ -141,7 +153,7 @@ def stable_ranks(weights: Tensor) -> Tensor:
     return torch.where(undefined, torch.nan, gram.diagonal(dim1=1, dim2=2).sum(1) / largest)
 
 
-def low_rank_distance(weight: Tensor) -> Tensor:
+def low_rank_distance(weight: Arrays) -> Tensor:
     r"""Distance of a matrix to the matrices of rank at most r, $\sqrt{\sum_{i>r}s_i^2}$, for every r.
 
     The distance is in the Frobenius norm, the $s_i$ are the singular values in falling order, and the
@@ -162,11 +174,12 @@ def low_rank_distance(weight: Tensor) -> Tensor:
     >>> low_rank_distance(torch.diag(torch.tensor([4.0, 3.0]))).tolist()
     [5.0, 3.0, 0.0]
     """
-    if weight.ndim < 2:
-        raise ValueError(f"weight: shape {tuple(weight.shape)}; expected a matrix or a convolution kernel")
-    squares = torch.linalg.svdvals(weight.detach().flatten(1).double()).square()
+    found = inputs.tensor("weight", weight, "a matrix or a convolution kernel")
+    if found.ndim < 2 or 0 in found.shape:
+        raise ValueError(f"weight: shape {tuple(found.shape)}; expected a matrix or a convolution kernel")
+    squares = torch.linalg.svdvals(found.flatten(1)).square()
     tails = squares.flip(0).cumsum(0).flip(0).sqrt()  # small values first, so that none is lost
-    return torch.cat([tails, tails.new_zeros(1)])
+    return _finite(torch.cat([tails, tails.new_zeros(1)]), "weight: its norm")
 
 
 class Balance(NamedTuple):
@@ -210,6 +223,7 @@ def balance(net: Net) -> Balance:
     """
     _refuse_skips(net, "balance")
     squares = [w.square() for w in folded_weights(net)]
+    norms = _finite(torch.stack([s.sum() for s in squares]), "net: its norm")
     neurons = []
     for k in range(len(squares) - 1):
         rows = squares[k].flatten(1).sum(dim=1)
@@ -217,7 +231,6 @@ def balance(net: Net) -> Balance:
         # a first axis after `out` of size d_k for kernels, d_k × (positions) for flattened maps.
         columns = squares[k + 1].reshape(squares[k + 1].shape[0], rows.shape[0], -1).sum(dim=(0, 2))
         neurons.append(rows - columns)
-    norms = torch.stack([s.sum() for s in squares])
     return Balance(norms[:-1] - norms[1:], neurons)
 
 
@@ -230,7 +243,7 @@ class LastLayer(NamedTuple):
 
 
 @torch.no_grad()
-def last_layer(net: Net, x: Tensor, *, chunk: int = 1024) -> LastLayer:
+def last_layer(net: Net, x: Arrays, *, chunk: int = 1024) -> LastLayer:
     r"""What the last layer sees and does: features $h_n$, and $W$, $b$ with $f(x_n)=Wh_n+b$ (Chapter 11).
 
     Parameters
@@ -238,9 +251,14 @@ def last_layer(net: Net, x: Tensor, *, chunk: int = 1024) -> LastLayer:
     net
         Network; with BN, calibrated and in evaluation mode.  Under `norm="lm"` the scale ρ counts to W.
     x
-        Inputs (N, ...), at least one, on the network's device.
+        Inputs (N, ...), at least one; any array, taken to the network's type and device.
     chunk
         Samples at a time.
+
+    Raises
+    ------
+    ValueError
+        BN that is not calibrated, or not in evaluation mode; inputs that do not fit; features that overflow.
 
     Returns
     -------
@@ -256,16 +274,19 @@ def last_layer(net: Net, x: Tensor, *, chunk: int = 1024) -> LastLayer:
     >>> features.shape, weight.shape, bias
     ((5, 8), (3, 8), None)
     """
-    if len(x) == 0:
-        raise ValueError("x: no samples; give the inputs whose features are wanted")
+    x, chunk = taken(net, x), inputs.count("chunk", chunk, 1)
+    if any(bn.training for bn in net.norms):
+        raise ValueError("net: batch norm is in training mode; call net.eval() first")
+    folded_weights(net)  # raises where BN has no statistics
     head = net.layers[-1]
     features = torch.cat([net.features(piece) for piece in torch.split(x, chunk)])
+    _finite(features, "net: its last hidden layer")
     weight = head.matrix if net.scale is None else head.matrix * net.scale
     bias = None if head.bias is None else head.bias.double().numpy(force=True)
     return LastLayer(features.double().numpy(force=True), weight.double().numpy(force=True), bias)
 
 
-def per_sample_gradients(net: Net, x: Tensor, y: Tensor, *, weight_decay: float = 0.0) -> list[Tensor]:
+def per_sample_gradients(net: Net, x: Arrays, y: Arrays, *, weight_decay: float = 0.0) -> list[Tensor]:
     r"""Gradient in every layer of the loss of each point, $g_{n,k}=\nabla_{W_k}\ell_n+2λW_k$ (Chapter 14).
 
     $\ell_n=(f_W(x_n)-y_n)^2$, the mean over the outputs where there are several.  The gradient on a
@@ -278,7 +299,7 @@ def per_sample_gradients(net: Net, x: Tensor, y: Tensor, *, weight_decay: float 
     net
         Plain network, `norm="none"` (fold others first).
     x
-        Inputs (N, ...).
+        Inputs (N, ...), at least one; any array, taken to the network's type and device.
     y
         Targets, (N,) for one output and (N, K) for several.
     weight_decay
@@ -292,7 +313,7 @@ def per_sample_gradients(net: Net, x: Tensor, y: Tensor, *, weight_decay: float 
     Raises
     ------
     ValueError
-        The network is normalised, or `y` does not fit its outputs.
+        The network is normalised, `x` or `y` do not fit it, or a gradient overflows.
 
     Examples
     --------
@@ -303,6 +324,9 @@ def per_sample_gradients(net: Net, x: Tensor, y: Tensor, *, weight_decay: float 
     >>> [[round(v, 6) for v in row] for row in g[:, 0].tolist()]
     [[-0.9, 0.0], [0.1, 2.0]]
     """
+    x = taken(net, x)
+    y = inputs.tensor("y", y, "targets like the outputs", like=x)
+    decay = inputs.number("weight_decay", weight_decay, "a number >= 0, e.g. weight_decay=0.001", lambda v: v >= 0)
     if net.arch.norm != "none":
         raise ValueError(f"net: norm={net.arch.norm!r} has no gradient of its own per point; pass nclib.fold(net)")
     expected = (len(x),) if net.outputs == 1 else (len(x), net.outputs)
@@ -317,4 +341,4 @@ def per_sample_gradients(net: Net, x: Tensor, y: Tensor, *, weight_decay: float 
         return (output[0] - target).square().mean()
 
     found = vmap(grad(loss), in_dims=(None, 0, 0))(weights, x, y)
-    return [found[name] + 2 * weight_decay * p for name, p in weights.items()]
+    return [_finite(found[name] + 2 * decay * p, "net: its gradient") for name, p in weights.items()]

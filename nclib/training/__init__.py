@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from .. import inputs
 from ..data import Data
 from ..networks.models import Architecture
 from .disk import open_run
@@ -102,6 +104,9 @@ def train(
     10           0.1     1     10     ok
     11           0.1     1     20     ok
     """
+    inputs.flag("progress", progress)
+    if checkpoint_seconds != math.inf:
+        inputs.number("checkpoint_seconds", checkpoint_seconds, "a number of seconds >= 0", lambda s: s >= 0)
     plan = Plan.of(
         data, arch, opt,
         grid=grid, measure_every=measure_every, measure=measure, snapshots=snapshots, engine=engine,
@@ -110,7 +115,7 @@ def train(
     with open_run(f"{data.name}-{type(arch).__name__.lower()}", plan.config) as folder:
         saved = folder.load() if folder else None
         if saved:
-            state = State.from_arrays(*saved, plan.data.x.device)
+            state = State.from_arrays(*saved, plan.data.x)
         runs = Runs(plan, state, folder.path if folder else None)
         if state.finished:
             return runs

@@ -20,7 +20,9 @@ import importlib.resources
 import importlib.util
 import json
 import os
+import re
 import sys
+import sysconfig
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -47,13 +49,14 @@ def open_run(name: str, config: Callable[[], Mapping[str, Any]]) -> Iterator[Run
     The folder's name starts with `name`, for people; `config` returns all that the result depends on, and is not
     called where no runs are kept.
     """
-    base = os.environ.get("NCLIB_RUNS")
+    base = os.path.expanduser(os.environ.get("NCLIB_RUNS", ""))
     if not base:
         yield None
         return
     values = config()
     key = fingerprint(values)
-    run = RunFolder(Path(base).expanduser() / f"{name}-{key[:16]}", key)
+    safe = re.sub(r"[^\w-]+", "_", name)[:60]
+    run = RunFolder(Path(base) / f"{safe}-{key[:16]}", key)
     if run.finished():
         yield run
         return
@@ -104,11 +107,15 @@ class RunFolder:
             return read(file, self.key)
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             names = (file.with_name(f"{file.name}{'' if i == 0 else f'.{i}'}.corrupt") for i in range(10_000))
             aside = next(name for name in names if not name.exists())
-            os.replace(file, aside)
-            warnings.warn(f"{file}: {error}; set aside as {aside.name}, the run starts afresh", stacklevel=3)
+            done = f"set aside as {aside.name}"
+            try:
+                os.replace(file, aside)
+            except OSError as refused:
+                done = f"could not be set aside ({refused.strerror}), so nothing can be saved there"
+            warnings.warn(f"{file}: {error}; {done}, the run starts afresh", stacklevel=3)
             return None
 
     def save(self, arrays: Mapping[str, Tensor | NDArray[Any]], notes: Mapping[str, Any]) -> None:
@@ -143,12 +150,12 @@ def read(file: Path, key: str) -> tuple[Arrays, dict[str, Any]]:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         notes: dict[str, Any] = json.loads(header["notes"])
         arrays = load(content)
-        intact = header["sha256"] == _checksum(arrays, header["notes"])
-    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+        intact, own = header["sha256"] == _checksum(arrays, header["notes"]), notes["key"] == key
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"damaged, or not written by nclib ({type(error).__name__})") from error
     if not intact:
         raise ValueError("damaged: its checksum is wrong")
-    if notes["key"] != key:
+    if not own:
         raise ValueError("it belongs to another run")
     return arrays, notes
 
@@ -178,24 +185,28 @@ def code_version() -> str:
 def digest(values: Tensor | NDArray[Any] | np.generic) -> list[Any]:
     """Type, shape and hash of numbers, be they a tensor or an array."""
     array = _array(values)
-    return [array.dtype.str, array.shape, hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()]
+    kind = str(values.dtype) if isinstance(values, Tensor) else str(array.dtype.descr)
+    return [kind, array.shape, hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()]
 
 
 def _array(values: Tensor | NDArray[Any] | np.generic) -> NDArray[Any]:
-    return np.asarray(values.detach().cpu().numpy() if isinstance(values, Tensor) else values, order="C")
+    if isinstance(values, Tensor):  # NumPy has no bfloat16
+        values = (values.float() if values.dtype == torch.bfloat16 else values).numpy(force=True)
+    return np.asarray(values, order="C")
 
 
-def meaning(function: Callable[..., Any]) -> Any:
+def meaning(function: Any, argument: str = "measure") -> Any:
     """What a function does, for JSON: its code, and by value all that it reads besides its arguments.
 
     Names, comments and layout do not matter.  ValueError names what it reads whose value cannot be told.
     """
     try:
         return _meaning(function, "the function", [])
-    except _NotTold as what:
+    except (_NotTold, RecursionError) as error:
+        what = error if isinstance(error, _NotTold) else "what holds itself"
         raise ValueError(
-            f"measure={function!r}: it reads {what}, whose value cannot be made part of a run's name on disk; pass "
-            "a function that reads numbers, texts, arrays, tensors and functions only, or unset NCLIB_RUNS"
+            f"{argument}={function!r}: it reads {what}, whose value cannot be made part of a run's name on disk; "
+            "pass a function that reads numbers, texts, arrays, tensors and functions only, or unset NCLIB_RUNS"
         ) from None
 
 
@@ -213,7 +224,7 @@ def _meaning(value: Any, name: str, inside: list[Any]) -> Any:
     owner = getattr(value, "__self__", None)
     if value is None or (isinstance(value, _PLAIN) and _installed(kind)):
         return [kind, repr(value)]
-    if isinstance(value, Tensor | np.ndarray | np.generic):
+    if isinstance(value, np.generic) or type(value) in (Tensor, torch.nn.Parameter, np.ndarray, np.memmap):
         with contextlib.suppress(TypeError):  # objects, and types that NumPy does not know
             return [kind, *digest(value)]
     elif callable(value) and owner is not None and not isinstance(owner, ModuleType):  # a bound method
@@ -227,11 +238,13 @@ def _meaning(value: Any, name: str, inside: list[Any]) -> Any:
     elif isinstance(value, FunctionType):
         if value in inside:
             return [kind, inside.index(value)]
-        read = each(defaults=value.__defaults__, kwdefaults=value.__kwdefaults__)
-        read |= {key: _meaning(part, key, [*inside, value]) for key, part in _reads(value).items()}
+        inside = [*inside, value]
+        read = each(defaults=value.__defaults__, kwdefaults=value.__kwdefaults__, attributes=value.__dict__)
+        read |= {key: _meaning(part, key, inside) for key, part in _reads(value).items()}
         return [_instructions(value.__code__), read]
     elif isinstance(value, Mapping) and _installed(kind):
-        return [kind, [each(key=key, value=part) for key, part in value.items()]]
+        made = each(factory=getattr(value, "default_factory", None))
+        return [kind, made, [each(key=key, value=part) for key, part in value.items()]]
     elif isinstance(value, list | tuple | set | frozenset) and _installed(kind):
         parts = [_meaning(part, f"an entry of {name}", inside) for part in value]
         return [kind, parts if isinstance(value, list | tuple) else sorted(parts, key=canonical)]
@@ -246,11 +259,15 @@ _PLAIN = (str, bytes, int, float, complex, range, slice, np.dtype, torch.dtype, 
 def _installed(module: str) -> bool:
     """Whether a module is Python's, this package's or one that pip put there, and known by its name."""
     root = module.partition(".")[0]
-    if root == "nclib" or root in sys.stdlib_module_names:
+    if root == "nclib":
         return True
     with contextlib.suppress(ImportError, ValueError):
         spec = importlib.util.find_spec(root)
-        return spec is not None and not {"site-packages", "dist-packages"}.isdisjoint(Path(spec.origin or "").parts)
+        origin = Path((spec and spec.origin) or ".")
+        known = root in sys.stdlib_module_names and (
+            origin.name in ("built-in", "frozen") or origin.is_relative_to(sysconfig.get_path("stdlib"))
+        )  # a file of the user's may have the name of one of Python's
+        return known or not {"site-packages", "dist-packages"}.isdisjoint(origin.parts)
     return False
 
 
@@ -268,14 +285,24 @@ def _address(value: Any) -> list[str] | None:
 
 def _reads(function: FunctionType) -> dict[str, Any]:
     """Variables that a function, or one defined in it, reads from the functions and the module around it."""
-    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    found = {name: cell.cell_contents for name, cell in cells}
+    found = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            found[name] = cell.cell_contents
+        except ValueError:
+            raise _NotTold(f"{name} (which has no value yet)") from None
     for step in (step for code in _codes(function.__code__) for step in dis.get_instructions(code)):
         if step.opname == "IMPORT_NAME" and not _installed(step.argval):
             raise _NotTold(f"{step.argval or 'a module of its own package'} (module)")
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") and step.argval in function.__globals__:
-            found[step.argval] = function.__globals__[step.argval]
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
+            if step.argval in function.__globals__:
+                found[step.argval] = function.__globals__[step.argval]
+            elif step.argval in _UNSEEN:
+                raise _NotTold(f"what {step.argval} finds")
     return found
+
+
+_UNSEEN = ("eval", "exec", "globals", "vars", "open", "input", "__import__")  # builtins that read anything
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

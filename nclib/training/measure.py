@@ -6,14 +6,18 @@ network, with reductions in float64: the numbers are those of `nclib.networks.re
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..networks.models import Net
-from ..networks.normalisation import calibrate, folded_weights
+from ..networks.normalisation import calibrated, folded_weights
 from ..networks.readings import raw_margins, stable_ranks
 from .ensemble import Ensemble, widths
-from .optim import mean_loss
+from .optim import HYPER, mean_loss
+from .runs import Function
 
 Columns = dict[str, Tensor]  # each (M,) float64
 
@@ -47,7 +51,7 @@ def measure(ensemble: Ensemble) -> tuple[Tensor, Columns]:
 def _measure_one(ensemble: Ensemble, member: int) -> Columns:
     net, measures, x_test = ensemble.member(member), ensemble.plan.measures, ensemble.plan.data.x_test
     x, y = ensemble.x, ensemble.y if ensemble.y.dim() == 2 else ensemble.y[member]
-    f = calibrate(net, x).view(1, len(x), -1)
+    f = calibrated(net, x).view(1, len(x), -1)
     net.eval()
     f_test = f.new_empty(1, 0, f.shape[2])
     if "test" in measures and len(x_test):
@@ -62,8 +66,30 @@ def _measure_one(ensemble: Ensemble, member: int) -> Columns:
         columns |= _collapse(net, x, y, finite)
     for function in measures:
         if callable(function) and finite:
-            columns |= {k: f.new_tensor([float(v)], dtype=torch.float64) for k, v in function(net).items()}
+            columns |= {k: f.new_tensor([v], dtype=torch.float64) for k, v in _own(function, net, columns).items()}
     return columns
+
+
+_TAKEN = ("member", *HYPER, "epoch", "step", "status")
+
+
+def _own(function: Function, net: Net, columns: Columns) -> dict[str, float]:
+    """What a user's function measures, under names that the history has not."""
+    found: Any = function(net)
+    try:
+        if not (isinstance(found, Mapping) and all(isinstance(name, str) for name in found)):
+            raise TypeError
+        numbers = {name: float(value) for name, value in found.items()}
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"measure={function!r}: returned {found!r}; expected numbers by name, e.g. {{'norm': 1.0}}"
+        ) from None
+    if taken := [name for name in numbers if name in columns or name in _TAKEN]:
+        raise ValueError(
+            f"measure={function!r}: returned {taken[0]!r}, a column that the history has already; "
+            f"call it e.g. {f'my_{taken[0]}'!r}"
+        )
+    return numbers
 
 
 def _is_finite(net: Net, f: Tensor) -> bool:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..networks.models import Architecture
+from .. import inputs
+from ..networks.models import Architecture, init_norms
 from ..scale import base_seed
 
 Loss = Literal["square", "cross_entropy"]
@@ -46,8 +48,23 @@ class SGD:
     precision: Precision
     sampling: Sampling
 
+    def __post_init__(self) -> None:
+        kinds = get_type_hints(SGD)
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if name in _RANGES:
+                value = check_hyper(name, value)
+            elif get_origin(kinds[name]) is Literal:
+                inputs.choice(name, value, get_args(kinds[name]))
+            elif name == "schedule":
+                value = _schedule(value)
+            elif not (name == "batch" and value is None):
+                value = inputs.count(name, value, 1)
+            object.__setattr__(self, name, value)  # a frozen class is set so
+
     def rate(self, epoch: int) -> float:
         """Factor on the learning rate during the epoch that follows `epoch` finished ones."""
+        epoch = inputs.count("epoch", epoch, 0, self.epochs)
         if self.schedule == "constant":
             return 1.0
         if self.schedule == "cosine":
@@ -58,12 +75,14 @@ class SGD:
 
     def outputs(self, classes: int) -> int:
         """Outputs of a network that learns `classes` classes under this coding of the labels."""
+        classes = inputs.count("classes", classes, 2)
         if self.coding == "sign" and classes != 2:
             raise ValueError(f"coding='sign': the data have {classes} classes, not two; write coding='one-hot'")
         return 1 if classes == 2 and self.coding != "one-hot" else classes
 
     def decays(self, arch: Architecture) -> Literal["layers", "last", "rho"]:
         """Which norms weight decay acts on for this architecture."""
+        inputs.instance("arch", arch, Architecture, "nclib.mlp()")
         on = self.weight_decay_on
         if on == "auto":
             return "rho" if arch.norm == "lm" else "layers"
@@ -114,7 +133,7 @@ def sgd(
     momentum
         β in [0, 1).
     batch
-        Points in a mini-batch; None takes all of them (gradient descent).
+        Points in a mini-batch; None, or more than there are, takes all of them (gradient descent).
     epochs
         Passes over the data, ≥ 1.  With full batches an epoch is one step.
     weight_decay
@@ -157,20 +176,10 @@ def sgd(
     >>> opt.rate(4), opt.rate(5)
     (1.0, 0.1)
     """
-    _check_count("epochs", epochs)
-    if batch is not None:
-        _check_count("batch", batch)
-    opt = SGD(
-        check_hyper("lr", lr), check_hyper("momentum", momentum), batch, epochs,
-        check_hyper("weight_decay", weight_decay), _schedule(schedule), loss, reduction, coding, weight_decay_on,
-        precision, sampling,
+    return SGD(
+        lr, momentum, batch, epochs, weight_decay, schedule,  # type: ignore[arg-type]
+        loss, reduction, coding, weight_decay_on, precision, sampling,
     )  # fmt: skip
-    for name, kind in get_type_hints(SGD).items():
-        choice = getattr(opt, name)
-        if get_origin(kind) is Literal and choice not in get_args(kind):
-            options = ", ".join(map(repr, get_args(kind)))
-            raise ValueError(f"{name}={choice!r}: unknown; write one of {options}")
-    return opt
 
 
 def members_of(grid: Grid | None, opt: SGD) -> list[Member]:
@@ -179,31 +188,42 @@ def members_of(grid: Grid | None, opt: SGD) -> list[Member]:
         "seed": base_seed(), "lr": opt.lr, "weight_decay": opt.weight_decay, "momentum": opt.momentum,
         "init_norm": 1.0, "noise": 0.0,
     }  # fmt: skip
-    points = [defaults | dict(point) for point in _points(grid or {})]
+    points = [defaults | dict(point) for point in _points({} if grid is None else grid)]
     if not points:
         raise ValueError("grid: holds no member; give every hyper-parameter at least one value")
     unknown = [key for point in points for key in point if key not in HYPER]
     if unknown:
         raise ValueError(f"grid: {unknown[0]!r} is no hyper-parameter; write one of {', '.join(HYPER)}")
-    return [{key: _value(key, point[key]) for key in HYPER} for point in points]
+    try:
+        return [{key: value_of(key, point[key]) for key in HYPER} for point in points]
+    except ValueError as error:
+        raise ValueError(f"grid: {error}") from None
 
 
 def _points(grid: Grid) -> Iterable[Mapping[str, Any]]:
-    if not isinstance(grid, Mapping):
-        return grid
-    axes = [[v] if isinstance(v, int | float | str | tuple) else list(v) for v in grid.values()]
-    return (dict(zip(grid, values, strict=True)) for values in itertools.product(*axes))
+    if isinstance(grid, Mapping):
+        axes = [_axis(v) for v in grid.values()]
+        return (dict(zip(grid, values, strict=True)) for values in itertools.product(*axes))
+    points = list(grid) if isinstance(grid, Iterable) else [grid]
+    if not all(isinstance(point, Mapping) for point in points):
+        raise ValueError(
+            f"grid={grid!r}: expected values by name, e.g. dict(seed=range(8)), or a list of such dicts"
+        )
+    return points
 
 
-def _value(key: str, value: Any) -> Any:
-    """One value in a type that JSON and equality are at home with."""
+def _axis(values: Any) -> list[Any]:
+    """The values of one hyper-parameter; a tuple is one value, the norms of all layers."""
+    with contextlib.suppress(TypeError):  # a single number, be it of NumPy or a tensor
+        return [values] if isinstance(values, str | tuple) else list(values)
+    return [values]
+
+
+def value_of(key: str, value: Any) -> Any:
+    """One value of a hyper-parameter in a type that JSON and equality are at home with."""
     if key == "seed":
-        if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 0:
-            raise ValueError(f"seed={value!r}: expected a whole number >= 0, e.g. seed=range(8)")
-        return int(value)
-    if key == "init_norm":
-        return tuple(map(float, value)) if isinstance(value, Sequence) else float(value)
-    return check_hyper(key, value)
+        return inputs.seed(key, value)
+    return init_norms(value) if key == "init_norm" else check_hyper(key, value)
 
 
 _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
@@ -216,31 +236,20 @@ _RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
 
 def check_hyper(name: str, value: object) -> float:
     """One hyper-parameter as a float, or an error that names it."""
-    expected, inside = _RANGES[name]
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        number = math.nan
-    if not (math.isfinite(number) and inside(number)):
-        raise ValueError(f"{name}={value!r}: expected {expected}")
-    return number
+    return inputs.number(name, value, *_RANGES[name])
 
 
-def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}={value!r}: expected a whole number >= 1, e.g. {name}=100")
-
-
-def _schedule(schedule: object) -> Schedule:
+def _schedule(schedule: Any) -> Schedule:
     if isinstance(schedule, str):
-        if schedule not in ("constant", "cosine"):
-            raise ValueError(f"schedule={schedule!r}: write 'constant', 'cosine' or ((epoch, factor), ...)")
-        return schedule
+        return inputs.choice("schedule", schedule, ("constant", "cosine"), ", or ((epoch, factor), ...)")
     try:
-        pairs = tuple((int(epoch), float(factor)) for epoch, factor in schedule)  # type: ignore[attr-defined]
+        pairs = tuple(
+            (inputs.count("epoch", epoch), inputs.number("factor", factor, ">= 0", lambda f: f >= 0))
+            for epoch, factor in schedule
+        )
     except (TypeError, ValueError):
         pairs = ()
-    if not pairs or list(pairs) != sorted(pairs) or any(e < 0 or not f >= 0 for e, f in pairs):
+    if not pairs or list(pairs) != sorted(pairs):
         raise ValueError(
             f"schedule={schedule!r}: expected pairs (epoch, factor) in order, e.g. ((200, 0.1), (350, 0.01))"
         )

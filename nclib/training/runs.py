@@ -16,13 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .. import inputs
 from ..data import Data
 from ..data.raw import redraw
 from ..networks.models import MLP, Architecture, Net
-from ..networks.normalisation import calibrate
+from ..networks.normalisation import calibrated
 from ..scale import device
 from .disk import code_version, digest, meaning
-from .optim import SGD, Grid, Member, members_of, targets
+from .optim import SGD, Grid, Member, members_of, targets, value_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,17 +65,29 @@ class Plan:
         engine: Literal["auto"] | Engine = "auto",
     ) -> Plan:
         """The plan of a call of `nclib.train` with these arguments; raises ValueError where they do not fit."""
-        data = data.to(device())
+        data = inputs.instance("data", data, Data, "nclib.data('digits')").to(device())
+        if not len(data.x):
+            raise ValueError("data: no training points; give at least one")
+        inputs.instance("arch", arch, Architecture, "nclib.mlp()")
+        inputs.instance("opt", opt, SGD, "nclib.sgd(epochs=100)")
         plan = cls(
             data, arch, opt, members_of(grid, opt), _measured(measure_every, opt.epochs), _measures(measure, arch),
-            snapshots, _engine(engine, arch, data.x.device),
+            inputs.flag("snapshots", snapshots), _engine(engine, arch, data.x.device),
         )  # fmt: skip
         opt.decays(arch)  # raises where the two do not fit
-        opt.outputs(len(data.classes))
-        if arch.norm == "bn" and (plan.batch == 1 or plan.n % plan.batch == 1):
+        try:
+            arch.shapes(data.input_shape, plan.outputs)
+        except ValueError as error:
+            raise ValueError(f"arch: {error}, with data of images (flat=False)") from None
+
+        def alone(batch: int) -> bool:
+            return batch == 1 or (opt.sampling == "shuffle" and plan.n % batch == 1)
+
+        if arch.norm == "bn" and alone(plan.batch):
+            fits = [f"batch={b}" for b in range(plan.batch + 1, plan.n + 1) if not alone(b)] or ["norm='none'"]
             raise ValueError(
                 f"batch={opt.batch}: leaves a batch of one of the {plan.n} points, which batch norm cannot "
-                f"normalise; write batch={plan.batch + 1}"
+                f"normalise; write {fits[0]}"
             )
         return plan
 
@@ -110,7 +123,7 @@ class Plan:
         """Training targets (N, K), or (M, N, K) where label noise makes them differ."""
         if not any(m["noise"] for m in self.members):
             return self._coded(self.data.labels)
-        return torch.stack([self._coded(self.data_of(m).labels) for m in self.members])
+        return torch.stack([self._coded(self._labels(m)) for m in self.members])
 
     @functools.cached_property
     def y_test(self) -> Tensor:
@@ -131,10 +144,11 @@ class Plan:
 
     def data_of(self, member: Member) -> Data:
         """The data, with the share of the training labels redrawn that is this member's noise."""
-        if not member["noise"]:
-            return self.data
+        return dataclasses.replace(self.data, labels=self._labels(member)) if member["noise"] else self.data
+
+    def _labels(self, member: Member) -> Tensor:
         labels = redraw(self.data.labels.cpu().numpy(), len(self.data.classes), member["noise"], member["seed"])
-        return dataclasses.replace(self.data, labels=torch.from_numpy(labels).to(self.data.x.device))
+        return torch.from_numpy(labels).to(self.data.x.device)
 
     def net(self, init_norm: float | Sequence[float] = 1.0, seed: int = 0) -> Net:
         """One network as it starts, on the device."""
@@ -155,7 +169,7 @@ class Plan:
             "data": data.name,
             "classes": data.classes,
             "contents": [digest(part) for part in (data.x, data.labels, data.x_test, data.labels_test)],
-            "arch": {"type": type(self.arch).__name__, **dataclasses.asdict(self.arch)},
+            "arch": meaning(self.arch, "arch"),
             "opt": dataclasses.asdict(self.opt),
             "members": self.members,
             "measured": self.measured,
@@ -172,17 +186,14 @@ def _measured(every: int | Iterable[int] | None, epochs: int) -> list[int]:
     """Epochs after which to measure, the last one among them."""
     if every is None:
         every = max(1, epochs // _MEASUREMENTS)
-    if not isinstance(every, int):
-        chosen = {int(epoch) for epoch in every}
-    elif every >= 1:
-        chosen = set(range(0, epochs, every))
-    else:
-        chosen = {-1}
-    if any(not 0 <= epoch <= epochs for epoch in chosen):
-        raise ValueError(
-            f"measure_every={every!r}: expected a number of epochs >= 1, or epochs between 0 and {epochs}, "
-            "e.g. measure_every=10"
-        )
+    try:
+        chosen = set(range(0, epochs, inputs.count("measure_every", every, 1)))
+    except ValueError:
+        try:
+            chosen = set(inputs.counts("measure_every", every, "10", 0, epochs))
+        except ValueError:
+            expected = f"a number of epochs >= 1, or epochs between 0 and {epochs}, e.g. measure_every=10"
+            raise ValueError(f"measure_every={every!r}: expected {expected}") from None
     return sorted(chosen | {epochs})
 
 
@@ -190,11 +201,10 @@ def _measures(measures: str | Sequence[str | Function] | None, arch: Architectur
     """The measures to take: those asked for, or the default ones that this architecture has."""
     if measures is None:
         return ("loss", "test", "norms", "margins") if arch.homogeneous else ("loss", "test", "norms")
-    chosen = (measures,) if isinstance(measures, str) or callable(measures) else tuple(measures)
+    chosen = tuple(measures) if isinstance(measures, Iterable) and not isinstance(measures, str) else (measures,)
     for name in chosen:
-        if not callable(name) and name not in MEASURES:
-            options = ", ".join(map(repr, MEASURES))
-            raise ValueError(f"measure={name!r}: unknown; write one of {options}, or a function of a network")
+        if not callable(name):
+            inputs.choice("measure", name, MEASURES, ", or a function of a network")
     if "margins" in chosen and not arch.homogeneous:
         raise ValueError(
             f"measure='margins': {type(arch).__name__} has no rho to normalise them by (skip connections); "
@@ -205,8 +215,7 @@ def _measures(measures: str | Sequence[str | Function] | None, arch: Architectur
 
 def _engine(engine: Literal["auto"] | Engine, arch: Architecture, device: torch.device) -> Engine:
     """The engine asked for, or the one that measured fastest for this architecture on this kind of device."""
-    if engine not in ("auto", *get_args(Engine)):
-        raise ValueError(f"engine={engine!r}: write 'auto', 'stacked', 'vmap' or 'loop'")
+    inputs.choice("engine", engine, ("auto", *get_args(Engine)))
     if engine == "stacked" and not isinstance(arch, MLP):
         raise ValueError(f"engine='stacked': only for perceptrons; got {arch}. Write engine='auto'")
     if engine != "auto":
@@ -249,19 +258,17 @@ class State:
         return {name: np.stack([row.get(name, missing) for row in self.columns]) for name in names}
 
     @classmethod
-    def from_arrays(
-        cls, arrays: Mapping[str, NDArray[Any]], notes: Mapping[str, Any], device: torch.device
-    ) -> State:
-        """The inverse of `to_arrays`."""
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], notes: Mapping[str, Any], like: Tensor) -> State:
+        """The inverse of `to_arrays`, on the device and in the type of `like`."""
         groups: dict[str, dict[str, Tensor]] = {"params": {}, "momenta": {}}
         snapshots: dict[int, dict[str, Tensor]] = {}
         for name, array in arrays.items():
             group, _, rest = name.partition("/")
             if group in groups:
-                groups[group][rest] = torch.from_numpy(array).to(device)
+                groups[group][rest] = torch.from_numpy(array).to(like.device, like.dtype)
             elif group == "snapshots":
                 epoch, _, rest = rest.partition("/")
-                snapshots.setdefault(int(epoch), {})[rest] = torch.from_numpy(array).to(device)
+                snapshots.setdefault(int(epoch), {})[rest] = torch.from_numpy(array).to(like.device, like.dtype)
         columns = [
             {name: arrays[f"columns/{name}"][row] for name in notes["columns"]}
             for row in range(len(notes["measured"]))
@@ -360,7 +367,7 @@ class Runs:
             for name, p in net.named_parameters():
                 p.copy_(params[name][i])
         if len(net.norms):
-            calibrate(net, self._plan.data.x)
+            calibrated(net, self._plan.data.x)
         return net.eval()
 
     def data(self, member: int | None = None, **hyper: Any) -> Data:
@@ -369,17 +376,15 @@ class Runs:
 
     def _find(self, member: int | None, hyper: Mapping[str, Any]) -> int:
         count = len(self._plan.members)
-        if member is not None:
-            if not 0 <= member < count:
-                raise ValueError(f"member={member}: there are {count} members, 0..{count - 1}")
-            return member
+        numbers = range(count) if member is None else [inputs.count("member", member, 0, count - 1)]
         unknown = [key for key in hyper if key not in self._plan.members[0]]
         if unknown:
             known = ", ".join(self._plan.members[0])
             raise ValueError(f"{unknown[0]}={hyper[unknown[0]]!r}: no hyper-parameter; write one of {known}")
-        found = [i for i, m in enumerate(self._plan.members) if hyper.items() <= m.items()]
+        wanted = {key: value_of(key, value) for key, value in hyper.items()}
+        found = [i for i in numbers if wanted.items() <= self._plan.members[i].items()]
         if len(found) != 1:
-            given = ", ".join(f"{key}={value!r}" for key, value in hyper.items()) or "no argument"
+            given = ", ".join(f"{key}={value!r}" for key, value in hyper.items()) or "member=None"
             raise ValueError(
                 f"{given}: fits {len(found)} of {count} members; name one, e.g. model(0), or give all "
                 "the values that tell it from the others"
@@ -387,6 +392,7 @@ class Runs:
         return found[0]
 
     def _snapshot(self, epoch: int) -> dict[str, Tensor]:
+        epoch = inputs.count("epoch", epoch)
         if epoch not in self._state.snapshots:
             known = ", ".join(map(str, self._state.snapshots)) or "none: train with snapshots=True"
             raise ValueError(f"epoch={epoch}: no snapshot; there are {known}")

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .. import inputs
 from ..data import Data
 from ..networks.models import MLP, Architecture
 from .ensemble import Ensemble
@@ -63,8 +64,10 @@ class Steps:
         import pandas as pd
 
         count = len(self.loss)
-        wanted = np.geomspace(1, count, min(50, count)).astype(int) - 1 if at is None else np.asarray(list(at))
-        steps = np.unique(wanted)
+        even = np.geomspace(1, count, min(50, count)).astype(int) - 1
+        steps = np.unique(even if at is None else inputs.counts("at", at, "[0]", 0, count - 1))
+        if not len(steps):
+            raise ValueError(f"at={at!r}: expected at least one step, e.g. at=[0]")
         layers = range(self.norm.shape[2])
         parts = [
             self.members.assign(
@@ -91,7 +94,7 @@ def step_by_step(
     opt: SGD,
     *,
     grid: Grid | None = None,
-    start: Sequence[Tensor] | None = None,
+    start: Sequence[inputs.Arrays] | None = None,
     train_last: bool = True,
 ) -> Steps:
     r"""Train as `nclib.train` does, the same steps on the same batches, and record the geometry of each.
@@ -111,7 +114,7 @@ def step_by_step(
     ValueError
         As `nclib.train`, and under `norm="wn"` or "lm", whose weights are not what SGD moves.
     FloatingPointError
-        If a network's loss stops being finite; it is named.
+        If a network's loss or weights stop being finite, or a layer becomes zero; it is named.
 
     Notes
     -----
@@ -133,18 +136,21 @@ def step_by_step(
     """
     import pandas as pd
 
-    if arch.norm in ("wn", "lm"):
+    if inputs.instance("arch", arch, Architecture, "nclib.mlp()").norm in ("wn", "lm"):
         raise ValueError(f"norm={arch.norm!r}: SGD does not move the weights themselves; write norm='bn' or 'none'")
+    inputs.flag("train_last", train_last)
     plan = Plan.of(data, arch, opt, grid=grid, engine="stacked" if isinstance(arch, MLP) else "vmap")
     members = plan.members
     ensemble = Ensemble(plan, plan.start(), range(len(members)))
     weights, gradients = ensemble.weights(ensemble.params), ensemble.weights(ensemble.grads)
     if start is not None:
-        given, needed = ([tuple(w.shape) for w in blocks] for blocks in (start, weights))
+        blocks = inputs.entries("start", start, f"a list of {len(weights)} tensors")
+        own = [inputs.tensor(f"start[{k}]", block, like=weights[0]) for k, block in enumerate(blocks)]
+        given, needed = ([tuple(w.shape) for w in blocks] for blocks in (own, weights))
         if given != needed:
             raise ValueError(f"start has shapes {given}; these networks need {needed}")
-        for weight, own in zip(weights, start, strict=True):
-            weight.copy_(own)
+        for weight, block in zip(weights, own, strict=True):
+            weight.copy_(block)
     last = weights[-1].clone()
     size = last.new_zeros(len(members))
     norm = _norms(weights)
@@ -165,10 +171,12 @@ def step_by_step(
     loss, slope, norm_of, chord = (
         torch.stack(rows).double().numpy(force=True) for rows in (losses, slopes, norms, chords)
     )
-    lost = ~np.isfinite(loss).all(0)
+    lost = ~np.isfinite(np.concatenate([loss, norm_of.max(2), chord.max(2)])).all(0)
     if lost.any():
         first = members[int(lost.argmax())]
-        raise FloatingPointError(f"the loss of member {first} stopped being finite; take a smaller lr")
+        raise FloatingPointError(
+            f"the loss of member {first} stopped being finite, or a layer has no norm; take a smaller lr"
+        )
     table = pd.DataFrame([{"member": i, **m} for i, m in enumerate(members)])
     angle = 2 * np.arcsin(np.minimum(chord / 2, 1))
     return Steps(table, loss, slope, norm_of, angle, [w.cpu().clone() for w in weights])

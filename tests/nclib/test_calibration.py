@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nclib.networks.models import Architecture, convnet, mlp, resnet18
-from nclib.networks.normalisation import calibrate
+from nclib.networks.normalisation import calibrate, calibrated
 
 F64 = torch.float64
 CASES = [
@@ -94,7 +94,7 @@ def test_without_batch_norm_it_returns_the_outputs(norm: Any) -> None:
 def test_an_error_leaves_the_network_as_it_was(max_bytes: int) -> None:
     net = mlp((6, 5), "bn").build((4,))
     with pytest.raises(RuntimeError):
-        calibrate(net, torch.ones(9, 3), max_bytes=max_bytes)
+        calibrated(net, torch.ones(9, 3), max_bytes=max_bytes)
     assert all(bn.training and not bn._forward_pre_hooks for bn in net.norms)
 
 

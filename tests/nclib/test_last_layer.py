@@ -36,5 +36,5 @@ def test_a_bias_is_returned():
 
 
 def test_no_samples_is_an_error():
-    with pytest.raises(ValueError, match="x: no samples; give the inputs"):
+    with pytest.raises(ValueError, match="x: no samples; give at least 1"):
         last_layer(mlp(widths=(8,)).build((4,), 3), torch.ones(0, 4))

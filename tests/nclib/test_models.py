@@ -214,7 +214,7 @@ def test_state_survives_saving() -> None:
     [
         (lambda: mlp((0,)), r"widths=\(0,\)"),
         (lambda: mlp((2.5,)), r"widths=\(2.5,\)"),
-        (lambda: mlp((3,), "layer"), "norm='layer': expected one of"),
+        (lambda: mlp((3,), "layer"), "norm='layer': unknown; write one of"),
         (lambda: mlp((3,), "bn", eps=-1.0), "eps=-1.0"),
         (lambda: mlp((3,), "bn", eps=float("nan")), "eps=nan"),
         (lambda: resnet18(widths=()), r"widths=\(\)"),
@@ -223,7 +223,10 @@ def test_state_survives_saving() -> None:
         (lambda: convnet().build((784,)), r"input_shape=\(784,\): convnet needs"),
         (lambda: resnet18().build((28, 28)), r"input_shape=\(28, 28\): resnet18 needs"),
         (lambda: mlp((3,)).build((4,), outputs=0), "outputs=0"),
-        (lambda: mlp((3,)).build((4,), init_norm=0.0), "init_norm=0.0: expected a positive number, or 2"),
+        (
+            lambda: mlp((3,)).build((4,), init_norm=0.0),
+            "init_norm=0.0: expected a positive number, or one per layer",
+        ),
         (lambda: mlp((3,)).build((4,), init_norm=(1.0,)), "or 2 of them"),
         (lambda: mlp((3,)).build((4,), init_norm=float("inf")), "init_norm=inf"),
     ],

@@ -145,7 +145,7 @@ def test_margins_are_float64_and_positive_where_right() -> None:
         (1, torch.tensor([0, 1]), r"expected labels \+1 and -1"),
         (1, torch.ones(2, 1), r"expected labels \+1 and -1"),
         (3, torch.tensor([0, 3]), r"class numbers 0\.\.2"),
-        (3, torch.tensor([0.0, 1.0]), r"class numbers 0\.\.2"),
+        (3, torch.tensor([0.5, 1.0]), r"class numbers 0\.\.2"),
         (3, torch.ones(2, 3), "one-hot"),
         (3, torch.ones(2, 2), r"one-hot rows, shape \(N, 3\)"),
     ],

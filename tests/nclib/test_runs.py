@@ -17,6 +17,7 @@ import threading
 import time
 import warnings
 import zipfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nclib.data import data
-from nclib.networks.models import Net, mlp
+from nclib.networks.models import MLP, Net, mlp
 from nclib.training import disk, train
 from nclib.training.optim import sgd
 from nclib.training.runs import Runs
@@ -259,7 +262,10 @@ def test_layout_and_comments_of_a_function_do_not_matter() -> None:
         (closure({"a": np.array([object()])}), "value of factor (numpy.ndarray)"),
         (closure(sys.modules[__name__]), "factor (builtins.module)"),
         (lambda net: Setting(2.0), "Setting (builtins.type)"),
-        (lambda net: (__import__("os") and exec("import test_runs")) or kept, "kept ("),
+        (lambda net: (__import__("os") and exec("import test_runs")) or kept, "what __import__ finds"),
+        (lambda net: {"a": eval("FACTOR")}, "what eval finds"),
+        (lambda net: {"a": globals()["FACTOR"]}, "what globals finds"),
+        (lambda net: kept, "kept ("),
     ],
 )
 def test_what_cannot_be_told_is_refused_by_name(kept: Path, function: Any, name: str) -> None:
@@ -281,6 +287,91 @@ def test_a_function_may_import_what_is_installed_and_nothing_else() -> None:
     disk.meaning(installed)
     with pytest.raises(ValueError, match=r"it reads conftest \(module\)"):
         disk.meaning(own)
+
+
+def later() -> Any:
+    def ahead(net: Net) -> dict[str, float]:
+        return {"a": value}
+
+    told = ahead
+    if not told:
+        value = 1.0
+    return told
+
+
+def counted(net: Net) -> dict[str, float]:
+    return {"scaled": counted.factor}  # type: ignore[attr-defined]
+
+
+def test_what_else_a_function_carries_with_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = []
+    for factor in (2.0, 3.0, 2.0):
+        monkeypatch.setattr(counted, "factor", factor, raising=False)
+        texts.append(json.dumps(disk.meaning(counted)))
+    assert texts[0] == texts[2] != texts[1]
+    assert unlike(*(closure(defaultdict(lambda k=k: k)) for k in (2, 3)))
+    fields = [np.zeros(2, dtype=[(name, "f8")]) for name in "ab"]
+    assert unlike(*map(closure, fields), *map(closure, [torch.zeros(2).bfloat16(), torch.zeros(2)]))
+    with pytest.raises(ValueError, match=r"it reads value \(which has no value yet\)"):
+        disk.meaning(later())
+    endless: list[Any] = []
+    endless.append(endless)
+    for value in (endless, np.ma.masked_array([1.0, 2.0], [True, False])):
+        with pytest.raises(ValueError, match=r"^measure=.*whose value cannot be made part of a run's name"):
+            disk.meaning(closure(value))
+
+
+@given(values=st.lists(st.one_of(st.integers(), st.floats(), st.text(), st.binary()), min_size=2, max_size=2))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_two_captured_values_are_one_only_if_they_are_the_same(values: list[Any]) -> None:
+    def captors(value: Any) -> list[Any]:
+        return [
+            closure(value),
+            functools.partial(lambda given, net: {"a": given}, value),
+            lambda net, given=value: {"a": given},
+            lambda net: {"a": [value]},
+        ]
+
+    first, second = map(captors, values)
+    same_value = repr(values[0]) == repr(values[1])
+    assert [not unlike(*pair) for pair in zip(first, second, strict=True)] == [same_value] * 4
+    assert unlike(*first)
+
+
+class Mine(MLP):
+    pass
+
+
+def test_an_architecture_of_ones_own_is_refused_by_name(kept: Path) -> None:
+    with pytest.raises(ValueError, match=r"^arch=Mine.*whose value cannot be made part of a run's name"):
+        train(data("gaussians", n=8, d=2), Mine((2,)), sgd(epochs=1))
+
+
+@pytest.mark.parametrize("name", ["../a/b", "x" * 300, "..", "nul\0", "\u00e9 \n"])
+def test_a_run_is_kept_inside_the_folder_whatever_the_data_are_called(kept: Path, name: str) -> None:
+    points = dataclasses.replace(data("gaussians", n=8, d=2), name=name)
+    folder = train(points, mlp((2,)), sgd(epochs=1)).folder
+    assert folder is not None
+    assert folder.parent == kept
+    assert (folder / "state.safetensors").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_types_are_kept_and_go_on(kept: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run() -> Runs:
+        points = data("gaussians", n=8, d=2, dtype=dtype)
+        return train(points, mlp((2,)), sgd(epochs=20), measure_every=10, checkpoint_seconds=0)
+
+    whole = run()
+    assert same(run(), whole)
+    assert run().model(0).layers[0].weight.dtype == dtype
+    assert whole.folder is not None
+    shutil.rmtree(whole.folder)
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=5)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert same(run(), whole)
 
 
 # --------------------------------------------------------------------------------------- damaged files
@@ -343,6 +434,40 @@ def test_the_file_of_another_run_is_set_aside(kept: Path) -> None:
     with pytest.warns(UserWarning, match="it belongs to another run; set aside as"):
         again = tiny()
     assert same(again, mine)
+
+
+def test_a_folder_in_the_place_of_the_file_is_set_aside(kept: Path) -> None:
+    first = tiny()
+    assert first.folder is not None
+    (first.folder / "state.safetensors").unlink()
+    (first.folder / "state.safetensors").mkdir()
+    with pytest.warns(UserWarning, match=r"set aside as state\.safetensors\.corrupt"):
+        assert same(tiny(), first)
+    assert (first.folder / "state.safetensors").is_file()
+
+
+@pytest.mark.parametrize("instead", ["nothing", "a file"])
+def test_a_folder_that_vanishes_in_training_costs_nothing(
+    kept: Path, instead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = tiny(seed=9)
+    shutil.rmtree(kept)
+    advance = Session._advance
+
+    def vanish(self: Session, *arguments: Any) -> None:
+        advance(self, *arguments)
+        if kept.is_dir():
+            shutil.rmtree(kept)
+            if instead == "a file":
+                kept.write_text("somebody's")
+
+    with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        patch.setattr(Session, "_advance", vanish)
+        again = tiny(seed=9, checkpoint_seconds=0)
+    assert same(again, good)
+    said = [str(one.message) for one in caught if "could not be saved" in str(one.message)]
+    assert len(said) == (instead == "a file")
 
 
 # -------------------------------------------------------------------------------------- disks that refuse

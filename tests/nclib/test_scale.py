@@ -14,7 +14,7 @@ def test_scale_picks_the_named_value(monkeypatch):
 
 def test_an_unknown_scale_is_an_error_that_says_what_to_write(monkeypatch):
     monkeypatch.setenv("NCLIB_SCALE", "huge")
-    with pytest.raises(ValueError, match=r"'huge': the scale is 'quick' or 'full'; write NCLIB_SCALE=quick"):
+    with pytest.raises(ValueError, match=r"NCLIB_SCALE='huge': unknown; write one of 'quick', 'full'"):
         nc.scale(quick=1, full=2)
 
 
@@ -26,7 +26,7 @@ def test_device_obeys_the_variable(monkeypatch):
 
 def test_an_unknown_device_is_an_error(monkeypatch):
     monkeypatch.setenv("NCLIB_DEVICE", "abacus")
-    with pytest.raises(ValueError, match="NCLIB_DEVICE='abacus' is no device"):
+    with pytest.raises(ValueError, match="NCLIB_DEVICE='abacus': no device of this machine"):
         nc.device()
 
 
@@ -34,14 +34,14 @@ def test_an_unknown_device_is_an_error(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_an_absent_device_is_an_error(monkeypatch, name):
     monkeypatch.setenv("NCLIB_DEVICE", name)
-    with pytest.raises(ValueError, match="no such device on this machine"):
+    with pytest.raises(ValueError, match="no device of this machine|nothing trains there"):
         nc.device()
 
 
-@pytest.mark.parametrize("text", ["-1", "1.5", "seven"])
+@pytest.mark.parametrize("text", ["-1", "1.5", "seven", str(2**64), "9" * 5000])
 def test_a_base_seed_that_is_no_whole_number_is_an_error(monkeypatch, text):
     monkeypatch.setenv("NCLIB_SEED", text)
-    with pytest.raises(ValueError, match="the base seed is a whole number >= 0"):
+    with pytest.raises(ValueError, match=r"the base seed is a whole number in \[0, 2\*\*64\)"):
         base_seed()
 
 
@@ -56,5 +56,5 @@ def test_seeds_derive_from_the_base_seed(monkeypatch):
 
 
 def test_no_seeds_is_an_error():
-    with pytest.raises(ValueError, match="n=0: at least one seed"):
+    with pytest.raises(ValueError, match="n=0: expected a whole number >= 1"):
         nc.seeds(0)

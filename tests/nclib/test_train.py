@@ -419,9 +419,9 @@ def test_model_is_found_by_number_or_by_values() -> None:
     assert repr(runs) == "Runs(4 members, 1 epochs)"
     with pytest.raises(ValueError, match="seed=1: fits 2 of 4 members"):
         runs.model(seed=1)
-    with pytest.raises(ValueError, match="no argument: fits 4 of 4"):
+    with pytest.raises(ValueError, match="member=None: fits 4 of 4"):
         runs.model()
-    with pytest.raises(ValueError, match="member=4: there are 4 members"):
+    with pytest.raises(ValueError, match="member=4: expected a whole number >= 0 and <= 3"):
         runs.model(4)
     with pytest.raises(ValueError, match="depth=2: no hyper-parameter; write one of seed, lr"):
         runs.model(depth=2)
@@ -544,7 +544,7 @@ BAD_RECIPES = [
     (dict(loss="hinge"), "loss='hinge': unknown; write one of 'square', 'cross_entropy'"),
     (dict(precision="bf16"), "precision='bf16': unknown; write one of 'float32', 'tf32'"),
     (dict(sampling="random"), "sampling='random': unknown; write one of 'shuffle', 'independent'"),
-    (dict(schedule="step"), "schedule='step': write 'constant', 'cosine'"),
+    (dict(schedule="step"), "schedule='step': unknown; write one of 'constant', 'cosine', or"),
     (dict(schedule=[(5, 0.1), (2, 1)]), "schedule=.*expected pairs"),
 ]
 
@@ -564,7 +564,7 @@ BAD_CALLS = [
     (dict(measure_every=0), "measure_every=0: expected a number of epochs"),
     (dict(measure_every=[3]), r"measure_every=\[3\]: expected .* between 0 and 1"),
     (dict(measure=("loss", "accuracy")), "measure='accuracy': unknown; write one of 'loss'"),
-    (dict(engine="fast"), "engine='fast': write 'auto'"),
+    (dict(engine="fast"), "engine='fast': unknown; write one of 'auto'"),
 ]
 
 
