@@ -10,7 +10,7 @@ need not be, they are what the margin measures. Chapters 4 and 5.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch.func import functional_call, vmap
 
 from .. import inputs as given
 from ..inputs import Array, Arrays, array, count, number
-from .closed_forms import MOST_LAYERS, held, positive
+from .closed_forms import MOST_LAYERS, held, positive, several
 from .relu import arcs, circle
 
 if TYPE_CHECKING:
@@ -92,7 +92,11 @@ def rademacher_bound(n: int, depth: int, radius: float = 1.0, patches: Sequence[
     """
     n, depth = count("n", n, 1, 2**63), count("depth", depth, 1, MOST_LAYERS)
     radius = number("radius", radius, "the largest norm of an input, a number >= 0", lambda v: v >= 0)
-    reads = [] if patches is None else [count("patches", positions, 1, 2**31) for positions in patches]
+    reads = (
+        []
+        if patches is None
+        else [count("patches", positions, 1, 2**31) for positions in several("patches", patches, 0)]
+    )
     if patches is not None and len(reads) != depth - 1:
         raise ValueError(
             f"patches={tuple(reads)}: layers 2 to {depth} are meant; write {depth - 1} whole numbers ≥ 1"
@@ -324,11 +328,8 @@ def margin_bound_over_grid(
     >>> print(round(bound.gamma, 3), round(bound.total, 3), bound.vacuous)
     0.1 0.542 False
     """
-    grid = array(
-        "gammas", list(gammas), "the positive values to choose from, fixed before seeing the data"
-    ).tolist()
-    if not grid or np.ndim(grid) != 1:
-        raise ValueError(f"gammas={grid}: write a list of the values to choose from, fixed before seeing the data")
+    gammas = list(gammas) if isinstance(gammas, Iterator) else gammas
+    grid = [positive("gammas", gamma) for gamma in several("gammas", gammas)]
     values, delta = _margins(margins), _probability(delta)
     bounds = (margin_bound(values, gamma, depth, radius, delta / len(grid), patches) for gamma in grid)
     return min(bounds, key=lambda bound: bound.total)

@@ -402,10 +402,21 @@ def ufm_minimiser(
 def class_sizes(classes: int, per_class: int | Sequence[int]) -> NDArray[np.int64]:
     """Points in each class, (K,), from one number for all or one for each."""
     classes = count("classes", classes, 2, MOST_CLASSES)
-    given = [per_class] * classes if np.ndim(per_class) == 0 else list(per_class)  # type: ignore[arg-type]
+    given = several("per_class", per_class) * (classes if np.ndim(per_class) == 0 else 1)
     if len(given) != classes:
         raise ValueError(f"per_class={per_class}: write one number for all classes, or {classes}, one for each")
     return np.array([count("per_class", size, 1, MOST_NUMBERS) for size in given], dtype=np.int64)
+
+
+def several(name: str, value: Any, least: int = 1) -> list[Any]:
+    """One value, or a sequence of at least so many of them, as a list."""
+    try:
+        found = list(np.ravel(np.asarray(value, dtype=object)))
+    except Exception as error:  # whatever an object's own conversion raises
+        raise ValueError(f"{name}: expected one value or a list of them ({error})") from error
+    if len(found) < least:
+        raise ValueError(f"{name} is empty; write one value or several")
+    return found
 
 
 def features_dim(dim: int | None, sizes: NDArray[np.int64], least: int) -> int:

@@ -26,7 +26,7 @@ import numpy as np
 from .. import inputs
 from ..data import Data
 from ..inputs import Array, array, count, number
-from .closed_forms import decay, positive
+from .closed_forms import decay, positive, several
 from .relu import Layers, forward, gradients, norms, random_directions
 
 if TYPE_CHECKING:
@@ -389,18 +389,14 @@ def _members(
     """The grid of members, with their data."""
     import pandas as pd
 
-    if model not in ("normalised", "plain"):
+    if not isinstance(model, str) or model not in ("normalised", "plain"):
         raise ValueError(f"model={model!r}: write 'normalised' or 'plain'")
-    if np.ndim(widths) != 1:
-        raise ValueError(
-            f"widths={widths!r}: expected a tuple of hidden widths, e.g. (64,), or () for a linear network"
-        )
-    depth = 1 + len([count("widths", width, 1, 2**24) for width in widths])
+    depth = 1 + len([count("widths", width, 1, 2**24) for width in several("widths", widths, least=0)])
     leak = number("leak", leak, "a slope from 0 (the ReLU) to 1 (a linear network)", lambda v: 0 <= v <= 1)
     sides: dict[str, list[Any]] = {
-        "seed": [inputs.seed("seed", one) for one in _several("seed", seed)],
-        "weight_decay": [decay("weight_decay", one) for one in _several("weight_decay", weight_decay)],
-        "rho0": [number("rho0", one, "a norm > 0, e.g. 1.0", lambda v: v > 0) for one in _several("rho0", rho0)],
+        "seed": [inputs.seed("seed", one) for one in several("seed", seed)],
+        "weight_decay": [decay("weight_decay", one) for one in several("weight_decay", weight_decay)],
+        "rho0": [number("rho0", one, "a norm > 0, e.g. 1.0", lambda v: v > 0) for one in several("rho0", rho0)],
     }
     table = pd.DataFrame(list(itertools.product(*sides.values())), columns=list(sides))
     table = table.astype({"seed": "int64" if max(sides["seed"]) < 2**63 else "uint64"})
@@ -421,14 +417,6 @@ def _members(
     return _Members(table, x, y, table["weight_decay"].to_numpy(), depth, model == "normalised", leak)
 
 
-def _several(name: str, value: Any) -> list[Any]:
-    """One value, or a sequence of them, as a list."""
-    found = list(np.ravel(np.asarray(value, dtype=object)))
-    if not found:
-        raise ValueError(f"{name} is empty; write one value or several")
-    return found
-
-
 def _start(
     members: _Members,
     widths: Sequence[int],
@@ -438,12 +426,12 @@ def _start(
     start: Flow | None,
 ) -> Layers:
     """The initial state."""
-    x, depth, widths = members.x, members.depth, tuple(map(int, widths))
+    x, depth, widths = members.x, members.depth, tuple(map(int, several("widths", widths, least=0)))
     if members.normalised and (biases or layer_norms is not None):
         raise ValueError("biases and layer_norms belong to the plain model; write model='plain'")
     each = []
     if layer_norms is not None:
-        each = [positive("layer_norms", one) for one in _several("layer_norms", layer_norms)]
+        each = [positive("layer_norms", one) for one in several("layer_norms", layer_norms)]
         if len(each) != depth or start is not None:
             raise ValueError(
                 f"layer_norms={layer_norms}: give {depth} positive numbers, one a layer, to a fresh start"

@@ -97,8 +97,10 @@ def convex_optimum(problem: Data, weight_decay: float, *, weight_decay_on: str =
     True
     """
     lam = decay("weight_decay", weight_decay)
-    if weight_decay_on not in ("rho", "layers"):
+    if not isinstance(weight_decay_on, str) or weight_decay_on not in ("rho", "layers"):
         raise ValueError(f"weight_decay_on={weight_decay_on!r}: write 'rho' or 'layers'")
+    if not isinstance(problem, Data):
+        raise ValueError(f"problem: expected Data, e.g. of nc.from_arrays, got {type(problem).__name__}")
     if len(problem.classes) != 2:
         raise ValueError(f"problem has {len(problem.classes)} classes; the convex program is of two")
     x = array("problem.x", problem.x.flatten(1))
