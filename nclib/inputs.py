@@ -96,11 +96,13 @@ def device(name: str, value: Any) -> torch.device | None:
     if value is None:
         return None
     try:
-        return torch.empty(0, device=torch.device(value)).device
+        found = torch.device(value)
+        torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError):
         raise ValueError(
             f"{name}={_shown(value)}: no device of this machine; write e.g. cpu, cuda:1, mps"
         ) from None
+    return found
 
 
 def instance(name: str, value: Any, kind: type[T], write: str) -> T:

@@ -89,7 +89,7 @@ EQUIVALENT = {
     ): "any direction within the arc",
     (
         "theory/optima.py",
-        "constraints = [cp.multiply(2 * patterns - 1, part @ x.T) >= 0 for part in (v, u)]",
+        "cones = [cp.multiply(2 * patterns - 1, part @ x.T) >= 0 for part in (v, u)]",
         "1 → (0.5)",
     ): "only the signs of 2D − 1 count",
     (

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .. import files
+from .. import files, inputs
 from ..scale import base_seed, device_name, scale_name
 from ..screen import shell
-from .plots import confidence_interval, style
+from .plots import interval as interval_of
+from .plots import style
 
 if TYPE_CHECKING:
     from .results import Result
@@ -53,8 +54,8 @@ def chapter(name: str) -> None:
         ...
     ValueError: name='../elsewhere': a chapter is named like its file, e.g. '02_minimum_norm'
     """
-    if not name.replace("_", "").replace("-", "").isalnum():
-        raise ValueError(f"name={name!r}: a chapter is named like its file, e.g. '02_minimum_norm'")
+    if not (isinstance(name, str) and len(name) < 100 and name.replace("_", "").replace("-", "").isalnum()):
+        raise ValueError(f"name={inputs._shown(name)}: a chapter is named like its file, e.g. '02_minimum_norm'")
     import scipy  # not needed where nothing runs
 
     global _chapter
@@ -136,16 +137,22 @@ def claim(
     >>> claim("thm-example", "two and two", predicted=4, measured=2 + 2, rtol=1e-12)
     HOLDS  thm-example: two and two. Predicted 4; measured 4; off by 0, allowed 1e-12.
     """
-    m = _numbers("measured", measured)
+    for key, text in (("theorem", theorem), ("statement", statement)):
+        if not isinstance(text, str):
+            raise TypeError(f"{key}={text!r}: expected words")
+    if source is not None and not hasattr(source, "manifest"):
+        raise TypeError(f"source: expected what nc.result returned, got {type(source).__name__}")
+    m = _numbers("measured", measured, finite=False)
     p = None if predicted is None else _numbers("predicted", predicted)
     rows = len(m) if m.ndim else 1
-    seeds = rows if seeds is None else seeds
+    seeds = rows if seeds is None else inputs.count("seeds", seeds)
     if seeds < 1 or rows % seeds:
         shape = f"an array of shape {m.shape}" if m.ndim else "a number"
         raise ValueError(f"seeds={seeds}: measured is {shape}; its first axis must run over the seeds")
     if mean and seeds == 1:
         raise ValueError("mean=True needs several seeds; give measured an entry for each")
-    interval = confidence_interval(m.reshape(seeds, -1).mean(1)) if seeds > 1 else None
+    with np.errstate(over="ignore", invalid="ignore"):
+        interval = interval_of(m.reshape(seeds, -1).mean(1)) if seeds > 1 else None
     tested = np.array(interval) if mean else m
     given = dict(rtol=rtol, atol=atol, at_most=at_most, at_least=at_least, between=between)
     deviation, tolerance, passed = _judge(tested, p, {k: v for k, v in given.items() if v is not None})
@@ -257,16 +264,11 @@ def _line(record: Record) -> str:
     return f"{verdict}  {record['theorem']}: {record['statement']}. {numbers(record)}"
 
 
-def _numbers(name: str, value: ArrayLike) -> NDArray[np.float64]:
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name}={value!r} is not numeric; write a number or an array of numbers") from error
-    if array.size == 0:
+def _numbers(name: str, value: Any, *, finite: bool = True) -> NDArray[np.float64]:
+    found = inputs.array(name, value, "a number or an array of numbers", finite=finite)
+    if found.size == 0:
         raise ValueError(f"{name} is empty: nothing was measured; check the selection that made it")
-    return array
+    return found
 
 
 def _judge(m: NDArray[np.float64], p: NDArray[np.float64] | None, given: dict[str, Any]) -> tuple[float, str, bool]:
@@ -278,18 +280,21 @@ def _judge(m: NDArray[np.float64], p: NDArray[np.float64] | None, given: dict[st
     if key in ("rtol", "atol"):
         if p is None:
             raise ValueError(f"{key} compares with a prediction; write predicted=…")
-        if not value >= 0:
-            raise ValueError(f"{key}={value}: a tolerance is a number >= 0")
+        value = inputs.number(key, value, "a tolerance, a number >= 0", lambda v: v >= 0)
         _broadcast("predicted", p, m)
-        error = np.abs(m - p)
+        with np.errstate(over="ignore"):
+            error = np.abs(m - p)
         if key == "rtol":
             if (p == 0).any():
                 raise ValueError("rtol with a prediction of 0 can't hold; write atol=… instead")
             error = error / np.abs(p)
         worst = float(np.max(error)) if np.isfinite(error).all() else math.nan
         return worst, f"{key} {value:g}", bool(worst <= value)
-    low, high = value if key == "between" else (value, math.inf) if key == "at_least" else (-math.inf, value)
-    lower, upper = _numbers(key, low), _numbers(key, high)
+    limits = _numbers(key, value)
+    if key == "between" and limits.shape != (2,):
+        raise ValueError(f"between={value}: write two numbers, (low, high)")
+    low, high = limits if key == "between" else (limits, math.inf) if key == "at_least" else (-math.inf, limits)
+    lower, upper = np.asarray(low), np.asarray(high)
     _broadcast(key, lower, m)
     _broadcast(key, upper, m)
     if key == "between":

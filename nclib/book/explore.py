@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..files import fingerprint
+from ..inputs import array, count
+from ..inputs import labels as labels_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,7 +106,11 @@ def explore_flow(
     """
     from ..theory.flow import flow
 
-    decays, norms = [float(v) for v in weight_decay], [float(v) for v in rho0]
+    decays = np.ravel(array("weight_decay", weight_decay)).tolist()
+    norms = np.ravel(array("rho0", rho0, "the initial norms")).tolist()
+    start = count("start", start)
+    if not norms:
+        raise ValueError("rho0 is empty; write the initial norms")
     if not decays or min(decays) <= 0:
         raise ValueError(f"weight_decay={decays}: give positive values; the flow without is always shown beside")
     if not 0 <= start < len(decays):
@@ -214,9 +220,14 @@ def explore_curves(
     ...                told=lambda rows: f"It ends at {rows.rho.iloc[-1]}.", caption="…", alt="Two curves.")
     Explorable('curves'): Two curves.
     """
+    for key, given in (("measures", measures), ("controls", controls), ("predicted", predicted or {})):
+        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+            raise ValueError(f"{key}={given!r}: expected columns and what to call them, e.g. {{'rho': 'norm ρ'}}")
+    if not hasattr(frame, "groupby"):
+        raise ValueError(f"frame: expected a table such as runs.history, got {type(frame).__name__}")
     predicted = dict(predicted or {})
     columns = [x, *measures, *controls, *predicted.values()]
-    missing = [name for name in columns if name not in frame]
+    missing = [name for name in columns if not isinstance(name, str) or name not in frame]
     if missing:
         raise ValueError(f"frame has no column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}")
     if not measures or not controls:
@@ -315,16 +326,18 @@ def replay(
     ...        title="Two points", caption="…", alt="Two points move apart.")
     Explorable('replay'): Two points move apart.
     """
-    places, members = np.asarray(frames, dtype=float), np.asarray(groups)
-    if places.ndim != 3 or places.shape[2] != 2 or members.shape != places.shape[1:2]:
+    places, members, at, told = array("frames", frames), labels_of("groups", groups), list(at), list(told)
+    if places.ndim != 3 or 0 in places.shape or places.shape[2] != 2 or members.shape != places.shape[1:2]:
         raise ValueError(f"frames has shape {places.shape} and groups {members.shape}; expected (T, P, 2) and (P,)")
     if len(at) != len(places) or len(told) != len(places):
         raise ValueError(
             f"at and told have {len(at)} and {len(told)} entries for {len(places)} frames; give each one"
         )
+    if members.dtype.kind != "i" or members.min() < 0:
+        raise ValueError(f"groups holds {members.dtype} from {members.min()}; write whole numbers 0, 1, …")
     if len(names) != int(members.max()) + 1:
         raise ValueError(f"names has {len(names)} entries; the groups are 0..{int(members.max())}")
-    centres = None if means is None else np.asarray(means, dtype=float)
+    centres = None if means is None else array("means", means)
     if centres is not None and centres.shape != (len(places), len(names), 2):
         raise ValueError(f"means has shape {centres.shape}; expected {(len(places), len(names), 2)}")
     reach = 1.08 * max(float(np.abs(places).max()), 0.0 if centres is None else float(np.abs(centres).max()))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..inputs import array, count, number
 from ..screen import shell
 
 if TYPE_CHECKING:
@@ -105,8 +106,8 @@ def panels(n: int = 1, *, height: float = 3.6) -> tuple[Figure, Any]:
     >>> len(axes)
     2
     """
-    if n not in (1, 2, 3):
-        raise ValueError(f"n={n}: a row holds 1, 2 or 3 panels; make another figure for more")
+    n = count("n", n, 1, 3)
+    height = number("height", height, "inches, a number > 0 and <= 50", lambda v: 0 < v <= 50)
     import matplotlib.pyplot as plt
 
     return plt.subplots(1, n, figsize=((6.4, 9.0, 11.0)[n - 1], height))
@@ -123,6 +124,18 @@ def confidence_interval(values: ArrayLike) -> tuple[float, float]:
     >>> round(low, 3), round(high, 3)
     (-0.484, 4.484)
     """
+    sample = array("values", values)
+    if sample.ndim != 1 or len(sample) == 0:
+        raise ValueError(f"values has shape {sample.shape}; write one number for each seed, (S,), S ≥ 1")
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = interval(sample)
+    if len(sample) > 1 and not math.isfinite(high - low):
+        raise ValueError("values are so large that their squares overflow; change the unit")
+    return low, high
+
+
+def interval(values: ArrayLike) -> tuple[float, float]:
+    """`confidence_interval` of what is known to be numbers; NaN where one of them is."""
     from scipy.stats import t
 
     sample = np.asarray(values, dtype=float)
@@ -163,19 +176,37 @@ def lines(frame: pd.DataFrame, *, x: str, y: str, log: str = "", ax: Axes | None
     >>> ax.get_ylabel()
     'norm $\\\\rho$'
     """
+    import matplotlib.pyplot as plt
+    import pandas as pd
     import seaborn as sns
+    from matplotlib.axes import Axes
 
+    if not isinstance(frame, pd.DataFrame):
+        raise ValueError(f"frame: expected a table such as runs.history, got {type(frame).__name__}")
+    if log not in ("", "x", "y", "xy", "yx"):
+        raise ValueError(f"log={log!r}: write '', 'x', 'y' or 'xy'")
+    if ax is not None and not isinstance(ax, Axes):
+        raise ValueError(f"ax: expected axes, e.g. of nc.panels(), got {type(ax).__name__}")
+    for axis, name in (("x", x), ("y", y)):
+        if not isinstance(name, str):
+            raise ValueError(
+                f"{axis}={name!r}: expected the name of a column; frame has {', '.join(map(str, frame))}"
+            )
     for column in (x, y, *(kwargs.get(key) for key in ("hue", "style", "units"))):
         if isinstance(column, str) and column not in frame:
             raise ValueError(f"column {column!r} is not in the frame; it has {', '.join(map(str, frame.columns))}")
+    if not pd.api.types.is_numeric_dtype(frame[y]):
+        raise ValueError(f"y={y!r}: this column holds {frame[y].dtype}; name one of numbers")
     if "y" in log and (frame[y] <= 0).any():
         raise ValueError(f"column {y!r} is not positive everywhere; draw its size, or leave 'y' out of log={log!r}")
     if isinstance(kwargs.get("hue"), str) and "palette" not in kwargs:
         kwargs["palette"] = sns.color_palette("colorblind", frame[kwargs["hue"]].nunique())
-    if "y" in log:  # on a logarithmic axis the mean that the eye expects is the geometric one
+    # On a logarithmic axis the mean that the eye expects is the geometric one. Where it is so already,
+    # seaborn takes logarithms itself.
+    if "y" in log and (ax or plt.gca()).get_yscale() != "log":
         kwargs.setdefault("estimator", _geometric_mean)
         kwargs.setdefault("errorbar", _geometric_interval)
-    kwargs.setdefault("errorbar", confidence_interval)
+    kwargs.setdefault("errorbar", interval)
     drawn: Axes = sns.lineplot(frame, x=x, y=y, ax=ax, **kwargs)
     drawn.set(xlabel=LABELS.get(x, x), ylabel=LABELS.get(y, y))
     if "x" in log:
@@ -193,5 +224,5 @@ def _geometric_mean(values: ArrayLike) -> float:
 
 
 def _geometric_interval(values: ArrayLike) -> tuple[float, float]:
-    low, high = confidence_interval(np.log(values))
+    low, high = interval(np.log(values))
     return float(np.exp(low)), float(np.exp(high))

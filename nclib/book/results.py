@@ -61,6 +61,8 @@ class Result:
 
     def stamp(self, figure: Figure) -> None:
         """Write under a figure where its numbers come from."""
+        if not hasattr(figure, "text"):
+            raise TypeError(f"figure: expected a Matplotlib figure, got {type(figure).__name__}")
         figure.text(0.5, -0.02, self.provenance, ha="center", va="top", fontsize=7.5, color="0.4")
 
 
@@ -94,9 +96,11 @@ def result(*names: str, folder: str | os.PathLike[str] | None = None) -> Result:
     """
     import pandas as pd
 
+    if folder is not None and not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"folder={folder!r}: expected a path")
     place = _FOLDER if folder is None else Path(folder)
-    if not names:
-        raise TypeError("result needs the name of one")
+    if not names or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"result needs the name of one, got names={names}")
     name = next((name for name in names if (place / f"{name}.csv").exists()), None)
     if name is None:
         missing = " or ".join(f"{name}.csv" for name in names)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Array = Tensor | np.ndarray[Any, Any]
+from .. import inputs
+from ..inputs import Arrays
 
 # A chunk of rows, about 1 MiB of float32, stays in cache from the subtraction to the product.
 _CHUNK_NUMBERS = 2**18
@@ -23,10 +24,12 @@ _CHUNK_NUMBERS_CUDA = 2**23
 # Class means further apart or closer than this are measured in float64: in float32 the square of a
 # centred feature could overflow, or vanish where the collapse is deep.
 _FLOAT32_SPREAD = (1e-9, 1e12)
+_MOST_CLASSES = 20_000  # distances are of all pairs
+_SIZES = (1e-75, 1e75)  # of class means and weights, so that their fourth powers are numbers
 
 
 def collapse(
-    features: Array, labels: Array, weight: Array | None = None, bias: Array | None = None
+    features: Arrays, labels: Arrays, weight: Arrays | None = None, bias: Arrays | None = None
 ) -> dict[str, float]:
     r"""Every neural-collapse metric that the arguments allow.
 
@@ -74,7 +77,8 @@ def collapse(
     TypeError
         Features that are not floating point, labels that are not integers.
     ValueError
-        Shapes that do not fit, nan or infinity, fewer than two classes, a class without a row.
+        Shapes that do not fit, nan or infinity, numbers whose fourth powers leave floating point, fewer than two
+        classes, a class without a row.
 
     References
     ----------
@@ -126,10 +130,8 @@ class CollapseStatistics:
     0.01
     """
 
-    def __init__(self, classes: int, weight: Array | None = None, bias: Array | None = None) -> None:
-        if classes < 2:
-            raise ValueError(f"classes={classes}: collapse compares classes; give two or more")
-        self.classes = classes
+    def __init__(self, classes: int, weight: Arrays | None = None, bias: Arrays | None = None) -> None:
+        self.classes = classes = inputs.count("classes", classes, 2, _MOST_CLASSES)
         self.classifier: Classifier | None = None
         self._given = weight, bias
         self._wide = False
@@ -137,7 +139,7 @@ class CollapseStatistics:
         self._sums: Tensor | None = None
         self._spread: _Spread | None = None
 
-    def first_pass(self, features: Array, labels: Array) -> None:
+    def first_pass(self, features: Arrays, labels: Arrays) -> None:
         """Take in a batch, (n, d) and (n,), for the class means; classes may be absent from it."""
         if self._spread is not None:
             raise ValueError("first_pass after second_pass: expected all batches before; begin new statistics")
@@ -148,7 +150,7 @@ class CollapseStatistics:
         self._sums = sums if self._sums is None else self._sums + sums
         self._wide |= rows.dtype == torch.float64 or rows.is_cuda
 
-    def second_pass(self, features: Array, labels: Array) -> None:
+    def second_pass(self, features: Arrays, labels: Arrays) -> None:
         """Take in a batch again, once the first pass has seen all of them, for everything but the means."""
         rows, numbers = self._batch(features, labels)
         if self._spread is None:
@@ -204,7 +206,7 @@ class CollapseStatistics:
             }
         return found
 
-    def _batch(self, features: Array, labels: Array) -> tuple[Tensor, Tensor]:
+    def _batch(self, features: Arrays, labels: Arrays) -> tuple[Tensor, Tensor]:
         """A batch, checked, on the device of the first."""
         rows = _checked_features(features)
         numbers, _ = _checked_labels(labels, rows, self.classes)
@@ -225,6 +227,7 @@ class _Spread:
     """
 
     def __init__(self, means: Tensor, classifier: Classifier | None, *, wide: bool) -> None:
+        _require_moderate(means - means.mean(0), "features", "the distances of their class means")
         self.centred, self.axes, self.strength = _singular_vectors(means)
         near, far = _FLOAT32_SPREAD
         wide = wide or not near < float(self.centred.square().mean().sqrt()) < far
@@ -346,7 +349,7 @@ class SimplexView(NamedTuple):
     rows: NDArray[np.float64] | None
 
 
-def simplex_view(features: Array, labels: Array, weight: Array | None = None) -> SimplexView:
+def simplex_view(features: Arrays, labels: Arrays, weight: Arrays | None = None) -> SimplexView:
     r"""Features, class means and classifier in the space of the centred class means (Chapter 10).
 
     For three classes this space is a plane, and the view a picture. With M̄ the centred class means (K×d) and E a
@@ -394,6 +397,7 @@ def simplex_view(features: Array, labels: Array, weight: Array | None = None) ->
         )
     origin = means.mean(0)
     centred = means - origin
+    _require_moderate(centred, "features", "the distances of their class means")
     size = centred.square().sum(1).mean().sqrt()
     if not size > 0:
         raise ValueError("features: all class means are equal, so there is no space of means to look at")
@@ -426,20 +430,21 @@ class Classifier(NamedTuple):
 
 
 def begun(
-    features: Array, labels: Array, weight: Array | None = None, bias: Array | None = None
+    features: Arrays, labels: Arrays, weight: Arrays | None = None, bias: Arrays | None = None
 ) -> tuple[CollapseStatistics, Tensor, Tensor]:
     """Everything checked: statistics after the first pass, features and labels as tensors."""
     rows = _checked_features(features)
+    matrix = None if weight is None else _tensor("weight", weight)
     # Two even for a weight of one row, so that the error is about the weight.
-    numbers, classes = _checked_labels(labels, rows, None if weight is None else max(2, len(weight)))
-    statistics = CollapseStatistics(classes, weight, bias)
+    numbers, classes = _checked_labels(labels, rows, None if matrix is None else max(2, *matrix.shape[:1]))
+    statistics = CollapseStatistics(classes, matrix, bias)
     statistics.first_pass(rows, numbers)
     return statistics, rows, numbers
 
 
-def _checked_features(features: Array) -> Tensor:
+def _checked_features(features: Arrays) -> Tensor:
     """The features as a (N, d) tensor, sharing the caller's memory."""
-    rows = _tensor(features)
+    rows = _tensor("features", features)
     if rows.ndim != 2 or 0 in rows.shape:
         raise ValueError(
             f"features has shape {tuple(rows.shape)}: expected (N, d), a row of d numbers for each example; "
@@ -450,17 +455,18 @@ def _checked_features(features: Array) -> Tensor:
     return rows
 
 
-def _checked_labels(labels: Array, features: Tensor, classes: int | None) -> tuple[Tensor, int]:
+def _checked_labels(labels: Arrays, features: Tensor, classes: int | None) -> tuple[Tensor, int]:
     """The labels as int64 where the features are, and K: as given, or the largest label plus one."""
-    numbers = _tensor(labels)
+    numbers = _tensor("labels", labels)
     if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
         raise TypeError(f"labels holds {numbers.dtype}: expected class numbers; convert with labels.long()")
     if numbers.shape != features.shape[:1]:
         raise ValueError(f"labels has shape {tuple(numbers.shape)}: expected ({len(features)},), one for each row")
     numbers = numbers.to(features.device, torch.int64)
     low, high = int(numbers.min()), int(numbers.max())
-    if low < 0 or (classes is not None and high >= classes):
-        expected = "0..K-1" if classes is None else f"0..{classes - 1} for {classes} classes"
+    most = len(numbers) if classes is None else classes  # more classes than rows leave some empty
+    if low < 0 or high >= max(2, most):
+        expected = "0..K-1, a row of each" if classes is None else f"0..{classes - 1} for {classes} classes"
         raise ValueError(f"labels reaches from {low} to {high}: expected {expected}; renumber the classes")
     classes = high + 1 if classes is None else classes
     if classes < 2:
@@ -469,14 +475,14 @@ def _checked_labels(labels: Array, features: Tensor, classes: int | None) -> tup
 
 
 def _checked_classifier(
-    weight: Array | None, bias: Array | None, classes: int, features: Tensor
+    weight: Arrays | None, bias: Arrays | None, classes: int, features: Tensor
 ) -> Classifier | None:
     """The last layer in float64 where the features are, or None if no weight was given."""
     if weight is None:
         if bias is not None:
             raise ValueError("bias was given without weight: expected both, or weight alone")
         return None
-    matrix = _tensor(weight).to(features.device, torch.float64)
+    matrix = _tensor("weight", weight).to(features.device, torch.float64)
     expected = (classes, features.shape[1])
     if matrix.shape != expected:
         hint = ""
@@ -484,9 +490,10 @@ def _checked_classifier(
             hint = "; a single output w is weight = cat([w, -w]) / 2 with bias = (1/2, 1/2)"
         raise ValueError(f"weight has shape {tuple(matrix.shape)}: expected {expected}, a row for each class{hint}")
     _require_finite(matrix, "weight")
+    _require_moderate(matrix, "weight", "the entries")
     if bias is None:
         return Classifier(matrix, None)
-    vector = _tensor(bias).to(features.device, torch.float64)
+    vector = _tensor("bias", bias).to(features.device, torch.float64)
     if vector.shape != (classes,):
         raise ValueError(f"bias has shape {tuple(vector.shape)}: expected ({classes},), a number for each class")
     _require_finite(vector, "bias")
@@ -499,8 +506,25 @@ def _require_finite(values: Tensor, name: str) -> None:
         raise ValueError(f"{name} holds nan or infinity: expected finite numbers; has the network diverged?")
 
 
-def _tensor(values: Array) -> Tensor:
+def _require_moderate(values: Tensor, name: str, which: str) -> None:
+    """Raise if fourth powers of `values` overflow, or vanish though the largest does not."""
+    largest = float(values.abs().max())
+    if not (largest == 0 or _SIZES[0] < largest < _SIZES[1]):
+        raise ValueError(f"{name}: {which} reach {largest:.2g}, whose powers leave floating point; change the unit")
+
+
+def _tensor(name: str, values: Arrays) -> Tensor:
+    """As a tensor, of the caller's memory where that can be."""
+    if isinstance(values, Tensor) and values.layout == torch.strided and not values.is_complex():
+        return values.detach()
+    found = inputs._plain(name, values, "an array of numbers")
+    if found.dtype.kind not in "biuf":
+        hint = "; np.unique(labels, return_inverse=True)[1] numbers them" if name == "labels" else ""
+        raise ValueError(f"{name} holds {found.dtype}: expected numbers{hint}")
+    if found.dtype.kind == "u" or found.dtype.itemsize > 8:
+        found = found.astype(np.int64 if found.dtype.kind == "u" else np.float64)
+    found = found.astype(found.dtype.newbyteorder("="), copy=any(step < 0 for step in found.strides))
     with warnings.catch_warnings():
         # A read-only array (a memory map) is fine: nothing is written to it.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.as_tensor(values).detach()
+        return torch.from_numpy(found)

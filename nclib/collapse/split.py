@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-from . import Array, begun
+from ..inputs import Arrays
+from . import begun
 
 
-def mse_split(features: Array, labels: Array, weight: Array, bias: Array | None = None) -> dict[str, float]:
+def mse_split(features: Arrays, labels: Arrays, weight: Arrays, bias: Arrays | None = None) -> dict[str, float]:
     r"""Square loss of a classifier: what its features force, and its own deviation from least squares.
 
     With one-hot targets y, W_LS (and b_LS, if a bias is given) least in the square loss on these features, and
@@ -57,13 +60,20 @@ def mse_split(features: Array, labels: Array, weight: Array, bias: Array | None 
     assert classifier is not None
     inputs = rows.double()
     given = classifier.at(inputs).T
+    # Beside 1, a column counts up to a constant. Where that is nearly all of it, its first entry comes off,
+    # exactly: else rounding would hide the rest.
+    first, spread = inputs[0], torch.linalg.vector_norm(inputs - inputs[0], torch.inf, dim=0)
     if bias is not None:
-        inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], 1)
+        inputs = torch.cat([inputs - first.where(first.abs() > 1e6 * spread, 0), torch.ones_like(inputs[:, :1])], 1)
+    elif bool(((spread > 0) & (first.abs() > 1e10 * spread)).any()):
+        raise ValueError("features: a column's mean is 10¹⁰ times its spread; subtract it, or give a bias")
     target: torch.Tensor = torch.nn.functional.one_hot(numbers, statistics.classes).to(inputs)
 
     # Least squares projects onto the columns' span. Each is scaled to length one, so that its unit does not matter;
     # which directions are rounding is decided beside the columns as they are: centring would hide a constant one.
-    lengths = torch.linalg.vector_norm(inputs, dim=0)
+    # A power of two near the largest entry comes off first: squares stay in floating point, and no digit changes.
+    power = torch.frexp(torch.linalg.vector_norm(inputs, torch.inf, dim=0)).exponent
+    lengths = torch.ldexp(torch.linalg.vector_norm(torch.ldexp(inputs, -power), dim=0), power)
     basis, strength, _ = torch.linalg.svd(inputs / lengths.where(lengths > 0, 1), full_matrices=False)
     noise = torch.finfo(strength.dtype).eps * max(inputs.shape) * strength[0]
     basis = basis[:, strength > noise]
@@ -77,4 +87,7 @@ def mse_split(features: Array, labels: Array, weight: Array, bias: Array | None 
         "mse_ls_nc23": best_mean - target,
         "mse_perp": given - best,
     }
-    return {key: float(part.square().sum()) / (2 * len(rows)) for key, part in parts.items()}
+    found = {key: float(part.square().sum()) / (2 * len(rows)) for key, part in parts.items()}
+    if not all(map(math.isfinite, found.values())):
+        raise ValueError("weight, bias: the outputs are so large that their squares overflow; change the unit")
+    return found

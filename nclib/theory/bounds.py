@@ -10,16 +10,17 @@ need not be, they are what the margin measures. Chapters 4 and 5.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from .closed_forms import Array, Arrays, array
+from .. import inputs as given
+from ..inputs import Array, Arrays, array, count, number
+from .closed_forms import MOST_LAYERS, held, positive, several
 from .relu import arcs, circle
 
 if TYPE_CHECKING:
@@ -89,21 +90,25 @@ def rademacher_bound(n: int, depth: int, radius: float = 1.0, patches: Sequence[
     & Poggio (2023); the constants are derived in Chapter 5. Weights may but need not be shared, and patches may
     overlap; average pooling and residual connections are not covered.
     """
-    for name, value in (("n", n), ("depth", depth)):
-        if value < 1:
-            raise ValueError(f"{name}={value}: too small; write a whole number ≥ 1")
-    if not radius >= 0:
-        raise ValueError(f"radius={radius}: a norm cannot be negative; write the largest norm of an input")
-    reads = [1] * (depth - 1) if patches is None else list(patches)
-    if len(reads) != depth - 1 or any(count < 1 for count in reads):
+    n, depth = count("n", n, 1, 2**63), count("depth", depth, 1, MOST_LAYERS)
+    radius = number("radius", radius, "the largest norm of an input, a number >= 0", lambda v: v >= 0)
+    reads = (
+        []
+        if patches is None
+        else [count("patches", positions, 1, 2**31) for positions in several("patches", patches, 0)]
+    )
+    if patches is not None and len(reads) != depth - 1:
         raise ValueError(
             f"patches={tuple(reads)}: layers 2 to {depth} are meant; write {depth - 1} whole numbers ≥ 1"
         )
-    logarithms = depth * math.log(2) + sum(math.log(count) for count in reads)
-    return (math.sqrt(2 * logarithms) + 1) * math.sqrt(math.prod(reads)) * radius / math.sqrt(n)
+    logarithms = depth * math.log(2) + sum(math.log(positions) for positions in reads)
+    product = math.prod(reads)
+    if product > 1e300:
+        raise ValueError(f"patches: their product is {len(str(product))} digits long, and the bound claims nothing")
+    return (math.sqrt(2 * logarithms) + 1) * math.sqrt(product) * radius / math.sqrt(n)
 
 
-def rademacher_exact(x: Arrays, signs: ArrayLike, depth: int) -> Array:
+def rademacher_exact(x: Arrays, signs: Arrays, depth: int) -> Array:
     r"""Best correlation of a network of unit norms with each row of signs, exactly, for one layer or two: (draws,).
 
     One layer: $\frac1N\lVert\sum_nε_nx_n\rVert$. Two layers, whatever the width: that of the best single unit,
@@ -126,14 +131,15 @@ def rademacher_exact(x: Arrays, signs: ArrayLike, depth: int) -> Array:
     >>> rademacher_exact([[1.0, 0.0], [-1.0, 0.0]], [[1, -1]], depth=2)
     array([0.5])
     """
-    x, signs = _inputs(x), _signs(signs, len(x))
+    depth, (x, scale) = count("depth", depth, 1), _inputs(x)
+    signs = _signs(signs, len(x))
     if x.ndim != 2 or depth not in (1, 2) or (depth == 2 and x.shape[1] != 2):
         raise ValueError(
             f"depth={depth} with x of shape {x.shape}: a formula is known for depth=1, and for depth=2 in the "
             "plane; write x of shape (N, 2), or use rademacher_ascent"
         )
     if depth == 1:
-        return np.asarray(np.linalg.norm(signs @ x, axis=1) / len(x))
+        return held(np.ldexp(np.linalg.norm(signs @ x, axis=1) / len(x), scale), "x")
     ends, widths = arcs(x)
     active = circle(ends + widths / 2) @ x.T > 0  # (arcs, N)
     slopes = np.stack([(signs * x[:, axis]) @ active.T for axis in (0, 1)], axis=-1)  # gradients, (draws, arcs, 2)
@@ -142,11 +148,11 @@ def rademacher_exact(x: Arrays, signs: ArrayLike, depth: int) -> Array:
         ahead = np.mod(np.arctan2(sign * slopes[..., 1], sign * slopes[..., 0]) - ends, 2 * np.pi)
         inside = np.where(ahead <= widths, np.linalg.norm(slopes, axis=-1), 0)  # the top of the arc is no end
         best = np.maximum(best, inside.max(1))
-    return np.asarray(best / len(x))
+    return held(np.ldexp(best / len(x), scale), "x")
 
 
 def rademacher_ascent(
-    x: Arrays, signs: ArrayLike, arch: Architecture, *, restarts: int = 4, steps: int = 100, seed: int = 0
+    x: Arrays, signs: Arrays, arch: Architecture, *, restarts: int = 4, steps: int = 100, seed: int = 0
 ) -> Array:
     r"""Best correlation of an architecture of unit norms with each row of signs that ascent finds: (draws,).
 
@@ -176,15 +182,14 @@ def rademacher_ascent(
     >>> rademacher_ascent(np.eye(4), [[1, -1, 1, 1]], mlp(widths=())).round(6)
     array([0.5])
     """
-    if not arch.homogeneous or arch.norm != "none":
+    if not getattr(arch, "homogeneous", False) or arch.norm != "none":
         raise ValueError(f"arch={arch!r}: only networks f_V without normalisation and biases; write mlp or convnet")
-    for name, value in (("restarts", restarts), ("steps", steps)):
-        if value < 1:
-            raise ValueError(f"{name}={value}: nothing would be tried; write a whole number ≥ 1")
-    inputs = torch.from_numpy(_inputs(x))
+    restarts, steps = count("restarts", restarts, 1, 10**4), count("steps", steps, 1, 10**6)
+    points, scale = _inputs(x)
+    inputs = torch.from_numpy(points)
     weighted = torch.from_numpy(_signs(signs, len(inputs))).repeat_interleave(restarts, 0) / len(inputs)
     net = arch.build(tuple(inputs.shape[1:]), 1, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(given.seed("seed", seed))
     names = [name for name, _ in net.named_parameters()]
     shapes = [(len(weighted), *p.shape) for p in net.parameters()]
     V = [_on_sphere(torch.randn(shape, generator=generator, dtype=torch.float64)) for shape in shapes]
@@ -200,10 +205,10 @@ def rademacher_ascent(
         best = torch.maximum(best, correlation.detach().abs())
         slopes = torch.autograd.grad(correlation.sum(), V)
         V = [_on_sphere(v.detach() + _on_sphere(slope)) for v, slope in zip(V, slopes, strict=True)]
-    return best.view(-1, restarts).amax(1).numpy()
+    return held(np.ldexp(best.view(-1, restarts).amax(1).numpy(), scale), "x")
 
 
-def patch_radius(images: Tensor, kernel: int, stride: int = 1, padding: int = 0) -> float:
+def patch_radius(images: Arrays, kernel: int, stride: int = 1, padding: int = 0) -> float:
     """Norm of the input patches that a first convolution reads, where they are largest.
 
     max_p √(⟨‖z_p(xₙ)‖²⟩), the maximum over positions of the root mean square over the N images: the `radius` of
@@ -221,13 +226,16 @@ def patch_radius(images: Tensor, kernel: int, stride: int = 1, padding: int = 0)
     >>> round(patch_radius(torch.ones(5, 1, 4, 4) / 4, kernel=2), 4)
     0.5
     """
-    if images.ndim != 4 or len(images) == 0:
-        raise ValueError(f"images has shape {tuple(images.shape)}; write images of shape (N, C, H, W), N ≥ 1")
-    if not 1 <= kernel <= min(images.shape[2:]) + 2 * padding:
+    pixels = images.detach() if isinstance(images, Tensor) else torch.from_numpy(np.array(array("images", images)))
+    if pixels.ndim != 4 or 0 in pixels.shape:
+        raise ValueError(f"images has shape {tuple(pixels.shape)}; write images of shape (N, C, H, W), N ≥ 1")
+    stride, padding = count("stride", stride, 1, 2**31), count("padding", padding, 0, 10**4)
+    kernel = count("kernel", kernel, 1, min(pixels.shape[2:]) + 2 * padding)
+    energy = pixels.double().square().sum(1).mean(0)
+    if not bool(energy.isfinite().all()) or (not energy.any() and pixels.any()):
         raise ValueError(
-            f"kernel={kernel}: does not fit images of shape {tuple(images.shape)}; write a smaller one"
+            "images holds NaN or infinity, or numbers whose squares leave floating point; rescale them"
         )
-    energy = images.double().square().sum(1).mean(0)
     window = torch.ones(1, 1, kernel, kernel, dtype=energy.dtype, device=energy.device)
     sums = torch.nn.functional.conv2d(energy[None, None], window, stride=stride, padding=padding)
     return math.sqrt(float(sums.max()))
@@ -273,11 +281,7 @@ def margin_bound(
     known before seeing the data, √(ln(1/δ) / 2N) could stand for the last term; as it is, `radius` may be
     measured on the training set.
     """
-    values = _margins(margins)
-    if not (gamma > 0 and math.isfinite(gamma)):
-        raise ValueError(f"gamma={gamma}: not a margin; write a positive number")
-    if not 0 < delta < 1:
-        raise ValueError(f"delta={delta}: not a probability of failure; write 0 < delta < 1, e.g. delta=0.05")
+    values, gamma, delta = _margins(margins), positive("gamma", gamma), _probability(delta)
     complexity = 2 / gamma * rademacher_bound(len(values), depth, radius, patches)
     # |f_V(x)| ≤ ‖x‖ for dense layers; the tolerance is for float32 outputs.
     if patches is None and np.abs(values).max() > radius * (1 + 1e-4):
@@ -285,10 +289,15 @@ def margin_bound(
             f"margins reach {np.abs(values).max():.3g}, but unit norms cannot exceed radius={radius:.3g}; "
             "divide outputs by rho, or write the largest norm of an input as radius"
         )
-    ramp_loss = float(np.clip(1 - values / gamma, 0, 1).mean())
+    with np.errstate(over="ignore"):  # margins beyond any γ count as 0 or 1
+        ramp_loss = float(np.clip(1 - values / gamma, 0, 1).mean())
     confidence = 3 * math.sqrt(math.log(2 / delta) / (2 * len(values)))
     total = ramp_loss + complexity + confidence
-    return MarginBound(total, ramp_loss, complexity, confidence, float(gamma), total >= 1)
+    if not math.isfinite(total):
+        raise ValueError(
+            f"gamma={gamma}: too small beside radius={radius}, the bound is no number; write a larger one"
+        )
+    return MarginBound(total, ramp_loss, complexity, confidence, gamma, total >= 1)
 
 
 def margin_bound_over_grid(
@@ -319,33 +328,36 @@ def margin_bound_over_grid(
     >>> print(round(bound.gamma, 3), round(bound.total, 3), bound.vacuous)
     0.1 0.542 False
     """
-    grid = list(gammas)
-    if not grid:
-        raise ValueError("gammas is empty; write the values to choose from, fixed before seeing the data")
-    values = _margins(margins)
+    gammas = list(gammas) if isinstance(gammas, Iterator) else gammas
+    grid = [positive("gammas", gamma) for gamma in several("gammas", gammas)]
+    values, delta = _margins(margins), _probability(delta)
     bounds = (margin_bound(values, gamma, depth, radius, delta / len(grid), patches) for gamma in grid)
     return min(bounds, key=lambda bound: bound.total)
 
 
 def _margins(margins: Arrays) -> Array:
     """The margins as a float64 vector, or an error."""
-    values = array(margins)
+    values = array("margins", margins)
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"margins has shape {values.shape}; write one margin per training point, shape (N,)")
-    if not np.isfinite(values).all():
-        raise ValueError("margins holds NaN or infinity; write the margins of a network that did not diverge")
     return values
 
 
-def _inputs(x: Arrays) -> Array:
-    values = array(x)
-    if values.ndim < 2 or not np.isfinite(values).all() or not values.reshape(len(values), -1).any(1).all():
+def _probability(delta: float) -> float:
+    return number("delta", delta, "a probability of failure, 0 < delta < 1, e.g. 0.05", lambda v: 0 < v < 1)
+
+
+def _inputs(x: Arrays) -> tuple[Array, int]:
+    """The inputs over a power of two, so that their squares stay in floating point, and its exponent."""
+    values = array("x", x)
+    if values.ndim < 2 or 0 in values.shape or not values.reshape(len(values), -1).any(1).all():
         raise ValueError(f"x has shape {values.shape}; write one finite input a row, (N, …), none of them 0")
-    return values
+    scale = int(np.frexp(np.abs(values).max())[1])
+    return np.ldexp(values, -scale), scale
 
 
-def _signs(signs: ArrayLike, n: int) -> Array:
-    values = np.asarray(signs, dtype=np.float64)
+def _signs(signs: Arrays, n: int) -> Array:
+    values = array("signs", signs)
     if values.ndim != 2 or values.shape[1] != n or not (np.abs(values) == 1).all():
         raise ValueError(f"signs has shape {values.shape}; write rows of ±1, one sign for each of the {n} inputs")
     return values

@@ -1,20 +1,24 @@
 """Answers that need no training: what the theorems predict, in closed form.
 
-Everything here is float64 NumPy. PyTorch tensors are accepted wherever an array is (they are detached,
-copied to the CPU and widened), so that a prediction can be made straight from a network's outputs.
+Everything here is float64 NumPy, from whatever `nclib.inputs` takes: tensors too, so that a prediction can be made
+straight from a network's outputs. A wrong argument is a ValueError that names it; so is an answer that floating
+point can't hold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-Array: TypeAlias = NDArray[np.float64]
-Arrays: TypeAlias = ArrayLike | torch.Tensor
+from .. import inputs
+from ..inputs import Array, Arrays, array, count, number
+
+MOST_LAYERS = 10**6
+MOST_CLASSES = 10**4
+MOST_NUMBERS = 10**8  # in one array of features, 800 MB
 
 
 def equilibrium_norm(f: Arrays, y: Arrays, weight_decay: Arrays) -> Any:
@@ -98,13 +102,16 @@ def ridge(x: Arrays, y: Arrays, weight_decay: float) -> Array:
     [0.25, 0.25]
     """
     x, y = _points(x, y)
-    lam = float(decay(weight_decay))
+    lam = decay("weight_decay", weight_decay)
     left, singular, right = np.linalg.svd(x, full_matrices=False)
     kept = singular > max(x.shape) * np.finfo(float).eps * singular.max(initial=0.0)
     gain = np.zeros_like(singular)
-    gain[kept] = singular[kept] / (singular[kept] ** 2 + len(x) * lam)
-    solution: Array = (right.T * gain) @ (left.T @ y)
-    return solution
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        s = singular[kept]
+        below = s**2 + len(x) * lam
+        # The same without s², which leaves floating point sooner than its inverse does.
+        gain[kept] = np.where((s > 1e-140) & (below < np.inf), s / below, 1 / (s + len(x) * (lam / s)))
+        return held((right.T * gain) @ (left.T @ y), "x and y")
 
 
 def interpolant_from(x: Arrays, y: Arrays, w0: Arrays, depth: int = 1) -> Array:
@@ -137,21 +144,26 @@ def interpolant_from(x: Arrays, y: Arrays, w0: Arrays, depth: int = 1) -> Array:
     [1.0, 0.0842]
     """
     x, y = _points(x, y)
-    w0 = array(w0)
+    w0, depth = array("w0", w0), count("depth", depth, 1, MOST_LAYERS)
     expected = x.shape[1:] + y.shape[1:]
     if w0.shape != expected:
         raise ValueError(f"w0 has shape {w0.shape}; x and y ask for {expected}; write a start of that shape")
-    if depth < 1 or (depth > 1 and w0.ndim != 1):
-        raise ValueError(f"depth={depth} with w0 of shape {w0.shape}; write depth ≥ 1, and one output if it is > 1")
-    fitted = w0 + minimum_norm(x, y - x @ w0)
+    if depth > 1 and w0.ndim != 1:
+        raise ValueError(f"depth={depth} with w0 of shape {w0.shape}; write one output where depth > 1")
+    with np.errstate(over="ignore", invalid="ignore"):
+        fitted = held(w0 + minimum_norm(x, held(y - x @ w0, "x and w0")), "x, y and w0")
     if depth == 1:
         return fitted
     from scipy.optimize import brentq
 
-    size = float(np.linalg.norm(w0))
-    if size == 0:
+    if not w0.any():
         raise ValueError(f"w0 is zero, where a network of depth={depth} stays for ever; write a start that is not")
     best = minimum_norm(x, y)
+    scale = max(np.frexp(np.abs(part).max())[1] for part in (w0, best))
+    w0, best, fitted = (np.ldexp(part, -scale) for part in (w0, best, fitted))
+    size = float(np.linalg.norm(w0))
+    if size < 1e-100 or 0 < np.abs(best).max() < 1e-100:
+        raise ValueError("w0 and X⁺ y differ in size by more than 10¹⁰⁰; write a start nearer to the size of X⁺ y")
     unseen = fitted - best
 
     def excess(s: float) -> float:
@@ -163,8 +175,8 @@ def interpolant_from(x: Arrays, y: Arrays, w0: Arrays, depth: int = 1) -> Array:
     while excess(high) < 0:
         high *= 2
     s = brentq(excess, low, high, xtol=1e-15 * low, rtol=4 * np.finfo(float).eps) if excess(low) < 0 else low
-    end: Array = best + unseen * (s / size) ** (1 - 1 / depth)
-    return end
+    with np.errstate(over="ignore"):
+        return held(np.ldexp(best + unseen * (s / size) ** (1 - 1 / depth), scale), "x, y and w0")
 
 
 def growth_clock(rho: Arrays, depth: int) -> Any:
@@ -185,15 +197,14 @@ def growth_clock(rho: Arrays, depth: int) -> Any:
     >>> print(growth_clock(1.0, depth=2), growth_clock(16.0, depth=4))
     0.0 -0.5
     """
-    rho = array(rho)
+    rho, depth = array("rho", rho), count("depth", depth, 1, MOST_LAYERS)
     if not np.all(rho > 0):
         raise ValueError("rho is not positive; write norms > 0, which a balanced flow never leaves")
-    if depth < 1:
-        raise ValueError(f"depth={depth}: a network has at least one layer; write depth ≥ 1")
     if depth == 2:
         return np.log(rho)
     power = 2 / depth - 1
-    return rho**power / power
+    with np.errstate(over="ignore"):
+        return held(rho**power / power, "rho")
 
 
 def linear_escape_time(rho0: float, level: float, depth: int, size: float, angle: float) -> float:
@@ -222,16 +233,25 @@ def linear_escape_time(rho0: float, level: float, depth: int, size: float, angle
     >>> print(round(linear_escape_time(1e-8, 1e-2, depth=2, size=0.5, angle=1e-6), 4))  # ln(10⁶)/(4 · 0.5)
     6.9078
     """
-    if not 0 < rho0 < level:
-        raise ValueError(f"rho0={rho0}, level={level}: write norms with 0 < rho0 < level")
-    if depth < 1 or not size > 0 or not 0 < angle < np.pi:
-        raise ValueError(f"depth={depth}, size={size}, angle={angle}: write depth ≥ 1, size > 0 and 0 < angle < π")
+    level = positive("level", level)
+    rho0 = number("rho0", rho0, f"a norm > 0 and < level={level:g}", lambda v: 0 < v < level)
+    depth, size = count("depth", depth, 1, MOST_LAYERS), positive("size", size)
+    angle = number("angle", angle, "an angle in radians, 0 < angle < π", lambda v: 0 < v < np.pi)
     from scipy.integrate import quad
 
-    last = np.arcsin((rho0 / level) ** (1 / depth) * np.sin(angle))
-    # By φ = e^u the integrand is smooth also where both ends are tiny.
-    integral, _ = quad(lambda u: np.exp(u) * np.sin(np.exp(u)) ** (depth - 3), np.log(last), np.log(angle))
-    return float(rho0 ** (2 / depth - 1) * integral / (2 * size * np.sin(angle) ** (depth - 2)))
+    with np.errstate(all="ignore"):
+        last = np.arcsin((rho0 / level) ** (1 / depth) * np.sin(angle))
+        # By φ = e^u the integrand is smooth also where both ends are tiny.
+        integral, _, _, *trouble = quad(
+            lambda u: np.exp(u) * np.sin(np.exp(u)) ** (depth - 3), np.log(last), np.log(angle), full_output=1
+        )
+        time = np.float64(rho0) ** (2 / depth - 1) * integral / (2 * size * np.sin(angle) ** (depth - 2))
+    if trouble or not 0 < time < np.inf:
+        raise ValueError(
+            f"rho0={rho0:g}, depth={depth}, size={size:g}, angle={angle:g}: floating point can't hold the "
+            "integral; write a larger rho0 or angle, or fewer layers"
+        )
+    return float(time)
 
 
 def simplex_etf(classes: int, dim: int | None = None, seed: int = 0) -> Array:
@@ -255,11 +275,8 @@ def simplex_etf(classes: int, dim: int | None = None, seed: int = 0) -> Array:
     >>> (frame @ frame.T).round(12).tolist()
     [[1.0, -0.5, -0.5], [-0.5, 1.0, -0.5], [-0.5, -0.5, 1.0]]
     """
-    if classes < 2:
-        raise ValueError(f"classes={classes}: a simplex needs two or more vectors; write classes ≥ 2")
-    dim = classes if dim is None else dim
-    if dim < classes - 1:
-        raise ValueError(f"dim={dim}: too small for {classes} equiangular vectors; write dim ≥ {classes - 1}")
+    classes = count("classes", classes, 2, MOST_CLASSES)
+    dim = classes if dim is None else count("dim", dim, classes - 1, MOST_NUMBERS // classes)
     from scipy.linalg import helmert
 
     frame: Array = np.sqrt(classes / (classes - 1)) * helmert(classes).T @ _directions(classes - 1, dim, seed)
@@ -358,14 +375,14 @@ def ufm_minimiser(
     under MSE loss*, and Dang et al. (2023). Chapter 10.
     """
     sizes = class_sizes(classes, per_class)
-    for name, value in (("weight_decay_w", weight_decay_w), ("weight_decay_h", weight_decay_h)):
-        if not value > 0:
-            raise ValueError(f"{name}={value}: only positive decay determines the minimiser; write {name} > 0")
+    classes, points = len(sizes), int(sizes.sum())
+    weight_decay_w = positive("weight_decay_w", weight_decay_w)
+    weight_decay_h = positive("weight_decay_h", weight_decay_h)
+    share = np.float64(weight_decay_h / weight_decay_w) ** 0.25
+    if not 0 < share < np.inf:
+        raise ValueError(f"weight_decay_w={weight_decay_w:g} and weight_decay_h={weight_decay_h:g}: too far apart")
     rank = classes - 1 if bias else classes
-    dim = classes if dim is None else dim
-    if dim < rank:
-        raise ValueError(f"dim={dim}: too small for {classes} classes; write dim ≥ {rank}")
-    points = int(sizes.sum())
+    dim = features_dim(dim, sizes, rank)
     # Y as a K×K matrix: the n_c equal columns of class c count as one of √n_c times the length.
     targets = np.diag(np.sqrt(sizes))
     if bias:
@@ -374,7 +391,6 @@ def ufm_minimiser(
     left, sigma, right = left[:, :rank], sigma[:rank], right[:rank].T
     price = float(np.sqrt(weight_decay_w * weight_decay_h))
     s = np.maximum(0.0, sigma - points * price)
-    share = (weight_decay_h / weight_decay_w) ** 0.25
     frame = np.sqrt(s)[:, None] * _directions(rank, dim, seed)
     means = right / np.sqrt(sizes)[:, None] @ frame / share
     loss = float((np.minimum(sigma, points * price) ** 2).sum() / (2 * points) + price * s.sum())
@@ -385,32 +401,54 @@ def ufm_minimiser(
 
 def class_sizes(classes: int, per_class: int | Sequence[int]) -> NDArray[np.int64]:
     """Points in each class, (K,), from one number for all or one for each."""
-    sizes = np.array([per_class] * classes if isinstance(per_class, int) else per_class, dtype=np.int64)
-    if classes < 2 or sizes.shape != (classes,) or sizes.min() < 1:
+    classes = count("classes", classes, 2, MOST_CLASSES)
+    given = several("per_class", per_class) * (classes if np.ndim(per_class) == 0 else 1)
+    if len(given) != classes:
+        raise ValueError(f"per_class={per_class}: write one number for all classes, or {classes}, one for each")
+    return np.array([count("per_class", size, 1, MOST_NUMBERS) for size in given], dtype=np.int64)
+
+
+def several(name: str, value: Any, least: int = 1) -> list[Any]:
+    """One value, or a sequence of at least so many of them, as a list."""
+    try:
+        found = list(np.ravel(np.asarray(value, dtype=object)))
+    except Exception as error:  # whatever an object's own conversion raises
+        raise ValueError(f"{name}: expected one value or a list of them ({error})") from error
+    if len(found) < least:
+        raise ValueError(f"{name} is empty; write one value or several")
+    return found
+
+
+def features_dim(dim: int | None, sizes: NDArray[np.int64], least: int) -> int:
+    """Dimension of the features of so many points, K when left out."""
+    found = len(sizes) if dim is None else count("dim", dim, least)
+    if found * int(sizes.sum()) > MOST_NUMBERS:
         raise ValueError(
-            f"classes={classes}, per_class={per_class}: write two or more classes of at least one point each"
+            f"per_class and dim={found} ask for {sizes.sum()} × {found} numbers; write at most {MOST_NUMBERS:,}"
         )
-    return sizes
+    return found
 
 
-def array(values: Arrays) -> Array:
-    """Float64 NumPy array of anything array-like, tensors on any device included."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().numpy()
-    return np.asarray(values, dtype=np.float64)
+def decay(name: str, value: Any) -> float:
+    """A weight decay λ ≥ 0."""
+    return number(name, value, "a weight decay, a finite number >= 0, e.g. 1e-3", lambda v: v >= 0)
 
 
-def decay(value: Arrays, name: str = "weight_decay") -> Array:
-    """A weight decay as an array, or an error that names the argument."""
-    lam = array(value)
-    if not np.all(lam >= 0):
-        raise ValueError(f"{name}={value!r}: a decay cannot be negative; write a number ≥ 0, e.g. 1e-3")
-    return lam
+def positive(name: str, value: Any) -> float:
+    return number(name, value, "a positive number", lambda v: v > 0)
 
 
-def _directions(count: int, dim: int, seed: int) -> Array:
-    """Random orthonormal rows (count, dim), uniform among all."""
-    frame, triangle = np.linalg.qr(np.random.default_rng(seed).standard_normal((dim, count)))
+def held(found: Array, names: str) -> Array:
+    """What was found, if floating point could hold it on the way."""
+    if not np.isfinite(found).all():
+        raise ValueError(f"{names} are of such sizes that floating point can't hold the result; change the unit")
+    return found
+
+
+def _directions(rows: int, dim: int, seed: int) -> Array:
+    """Random orthonormal rows (rows, dim), uniform among all."""
+    rng = np.random.default_rng(inputs.seed("seed", seed))
+    frame, triangle = np.linalg.qr(rng.standard_normal((dim, rows)))
     # QR alone favours some orientations; with the signs of the diagonal moved over it is uniform.
     oriented: Array = frame * np.sign(np.diag(triangle))
     return oriented.T
@@ -418,14 +456,26 @@ def _directions(count: int, dim: int, seed: int) -> Array:
 
 def _moments(f: Arrays, y: Arrays, weight_decay: Arrays) -> tuple[Array, Array, Array]:
     """Mean μ and standard deviation σ of the normalised margins over the last axis, and λ."""
-    f, y, lam = array(f), array(y), decay(weight_decay)
-    if f.ndim == 0 or f.shape[-1] == 0 or y.shape[-1:] != f.shape[-1:]:
+    f, y, lam = array("f", f), array("y", y), array("weight_decay", weight_decay)
+    if not np.all(lam >= 0):
+        raise ValueError("weight_decay is negative; write numbers >= 0, e.g. 1e-3")
+    fits = f.ndim > 0 and f.shape[-1] > 0 and y.shape[-1:] == f.shape[-1:]
+    try:
+        np.broadcast_shapes(f.shape, y.shape, (*lam.shape, 1))
+    except ValueError:
+        fits = False
+    if not fits:
         raise ValueError(
-            f"f has shape {f.shape} and y {y.shape}: the last axis of both runs over the same N ≥ 1 points; "
-            "write f of shape (..., N) and y of shape (N,)"
+            f"f has shape {f.shape}, y {y.shape} and weight_decay {lam.shape}: the last axis of f and y runs over "
+            "the same N ≥ 1 points; write f of shape (..., N), y of shape (N,), and one weight_decay, or (...)"
         )
     if not np.all(np.abs(y) == 1):
         raise ValueError("y holds values other than ±1; write labels of two classes as ±1, e.g. 1 - 2 * labels")
+    sizes = np.abs(f).max(-1)
+    if not np.all((sizes == 0) | (sizes > 1e-100) & (sizes < 1e100)):
+        raise ValueError(
+            "f is so large or small that its square leaves floating point; divide outputs by their norm"
+        )
     margin = y * f
     mu, sigma = margin.mean(-1), margin.std(-1)  # centred first: M − μ² would lose every digit near collapse
     if np.any((mu == 0) & (sigma == 0) & (lam == 0)):
@@ -436,7 +486,7 @@ def _moments(f: Arrays, y: Arrays, weight_decay: Arrays) -> tuple[Array, Array, 
 
 
 def _points(x: Arrays, y: Arrays) -> tuple[Array, Array]:
-    x, y = array(x), array(y)
+    x, y = array("x", x), array("y", y)
     if x.ndim != 2 or y.ndim not in (1, 2) or len(x) != len(y) or len(x) == 0:
         raise ValueError(
             f"x has shape {x.shape} and y {y.shape}; write x of shape (N, d), flattened if need be, "

@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import inputs
 from ..data import Data
-from .closed_forms import Array, decay
+from ..inputs import Array, array, count, number
+from .closed_forms import decay, positive, several
 from .relu import Layers, forward, gradients, norms, random_directions
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 Problem = Data | Callable[[int], Data]
 COOLING_STEPS = 1500  # of each cooling phase; long enough for ρ to settle, short beside the flow itself
 SMALLEST_STEP = 1e-9  # only weights that grow without bound need a smaller one
+MOST_STEPS = 10**8  # hours
 TINY = 1e-300  # in the place of 0 in a denominator
 
 
@@ -58,6 +61,8 @@ class Flow:
         L arrays (B, d_k, 1), or None.
     x, y
         The data of each member, (B, N, d) and (B, N).
+    leak
+        Slope of the activation on negative inputs.
     """
 
     history: pd.DataFrame
@@ -69,6 +74,7 @@ class Flow:
     biases: Layers | None
     x: Array
     y: Array
+    leak: float = 0.0
 
     @property
     def final(self) -> pd.DataFrame:
@@ -113,7 +119,7 @@ def flow(
     weight_decay
         λ ≥ 0, one or several.
     time
-        End time > 0, before cooling.
+        End time > 0, before cooling, and at most 10⁸ steps away.
     rho0
         Initial ρ > 0, one or several; in the plain model every layer starts at norm ρ₀^(1/L).
     seed
@@ -133,17 +139,20 @@ def flow(
     dt
         Largest step > 0.
     cooling
-        Number of cooling phases ≥ 0.
+        Number of cooling phases, 0 to 10.
     records
         How many times to record, geometrically spaced, or the times themselves, the last of them `time`; besides
         t = 0 and the end of cooling.
     start
-        Go on from the end of another flow of as many members (whose time starts again at 0).
+        Go on where another flow has ended (time starts again at 0): the same members, with their seeds and ρ₀, the
+        same network, and inputs of the same dimension. Weight decay, data and the model may change.
 
     Raises
     ------
     FloatingPointError
         If a member grows without bound; it is named.
+    ValueError
+        If an argument is not as above, or `start` is of other members or another network; each is named.
 
     Examples
     --------
@@ -152,9 +161,15 @@ def flow(
     >>> bool(abs(end.rho / end.rho_eq - 1).max() < 1e-3)
     True
     """
+    time, dt, cooling = positive("time", time), positive("dt", dt), count("cooling", cooling, 0, 10)
+    if time / dt > MOST_STEPS:
+        raise ValueError(
+            f"time={time:g} is over {MOST_STEPS:,} steps of dt={dt:g}; write a shorter time, or larger dt"
+        )
+    times = _times(records, min(dt, time / 2), time)
     members = _members(problem, widths, seed, weight_decay, rho0, model, leak)
     state = _start(members, widths, layer_norms, biases, paired, start)
-    _positive(time=time, dt=dt)
+    steps = itertools.count()
     W0, rows, now = members.weights(state), [members.measure(state, 0.0)], np.zeros(len(members.x))
 
     def advance(until: float, largest: float) -> None:
@@ -162,11 +177,13 @@ def flow(
             stable = members.stable_step(state)
             if not stable.min() > SMALLEST_STEP:  # also when it is NaN
                 raise members.lost(~(stable > SMALLEST_STEP), now.max())
+            if next(steps) > 2 * MOST_STEPS:
+                raise RuntimeError(f"the flow is at t={now.min():.4g} after {2 * MOST_STEPS:,} steps; shorten time")
             h = np.minimum(np.minimum(left, largest), stable)
             members.step(state, h)
             now[:] = np.where(h >= left, until, now + h)
 
-    for until in _times(records, min(dt, time / 2), time):
+    for until in times:
         advance(until, dt)
         rows.append(members.measure(state, until))
     for phase in range(1, cooling + 1):
@@ -220,11 +237,12 @@ def exact_flow(
     >>> bool(abs(end.rho / end.rho_eq - 1).max() < 1e-6)
     True
     """
+    time, max_evaluations = positive("time", time), count("max_evaluations", max_evaluations, 1)
+    rtol = number("rtol", rtol, "a relative tolerance, 2.3e-14 < rtol < 1", lambda v: 2.3e-14 < v < 1)
+    times = np.concatenate([[0.0], _times(records, time / 1000, time)])
     members = _members(problem, widths, seed, weight_decay, rho0, model, leak)
     state = _start(members, widths, layer_norms, False, paired, None)
-    _positive(time=time, rtol=rtol)
     W0 = members.weights(state)
-    times = np.concatenate([[0.0], _times(records, time / 1000, time)])
     paths = [
         _solve(members.alone(b), [part[b : b + 1] for part in state], times, rtol, max_evaluations)
         for b in range(len(members.x))
@@ -356,7 +374,7 @@ class _Members:
         biases = None if self.normalised else state[self.depth :] or None
         table = pd.concat([self.table.assign(member=range(len(rho)))] * len(rows), ignore_index=True)
         history = table.assign(**{name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
-        return Flow(history, V, self.weights(state), W0, rho, f, biases, self.x, self.y)
+        return Flow(history, V, self.weights(state), W0, rho, f, biases, self.x, self.y, self.leak)
 
 
 def _members(
@@ -371,28 +389,32 @@ def _members(
     """The grid of members, with their data."""
     import pandas as pd
 
-    if model not in ("normalised", "plain"):
+    if not isinstance(model, str) or model not in ("normalised", "plain"):
         raise ValueError(f"model={model!r}: write 'normalised' or 'plain'")
-    if any(int(w) != w or w < 1 for w in widths):
-        raise ValueError(f"widths={tuple(widths)}: hidden widths are whole numbers >= 1, e.g. (64,)")
-    if not 0 <= leak <= 1:
-        raise ValueError(f"leak={leak}: a slope between 0 (the ReLU) and 1 (a linear network); write e.g. leak=1.0")
-    decay(weight_decay)
-    grid = itertools.product(*map(np.atleast_1d, (seed, weight_decay, rho0)))
-    table = pd.DataFrame(list(grid), columns=["seed", "weight_decay", "rho0"])
-    table = table.astype({"seed": "int64", "weight_decay": float, "rho0": float})
-    if not ((table["rho0"] > 0) & np.isfinite(table["rho0"])).all():
-        raise ValueError(f"rho0={rho0}: a norm must be positive; write a number > 0, e.g. 1.0")
-    sets = {s: problem(int(s)) if callable(problem) else problem for s in table["seed"].unique()}
+    depth = 1 + len([count("widths", width, 1, 2**24) for width in several("widths", widths, least=0)])
+    leak = number("leak", leak, "a slope from 0 (the ReLU) to 1 (a linear network)", lambda v: 0 <= v <= 1)
+    sides: dict[str, list[Any]] = {
+        "seed": [inputs.seed("seed", one) for one in several("seed", seed)],
+        "weight_decay": [decay("weight_decay", one) for one in several("weight_decay", weight_decay)],
+        "rho0": [number("rho0", one, "a norm > 0, e.g. 1.0", lambda v: v > 0) for one in several("rho0", rho0)],
+    }
+    table = pd.DataFrame(list(itertools.product(*sides.values())), columns=list(sides))
+    table = table.astype({"seed": "int64" if max(sides["seed"]) < 2**63 else "uint64"})
+    sets = {s: problem(s) if callable(problem) else problem for s in dict.fromkeys(sides["seed"])}
     for one in sets.values():
+        if not isinstance(one, Data):
+            raise ValueError(
+                f"problem: expected Data, or a function that makes it from a seed; got {type(one).__name__}"
+            )
         if len(one.classes) != 2:
             raise ValueError(f"problem has {len(one.classes)} classes; the flow is of two, e.g. classes=(3, 8)")
-    x = np.stack([sets[s].x.double().flatten(1).numpy(force=True) for s in table["seed"]])
-    y = np.stack([sets[s].y.double().numpy(force=True) for s in table["seed"]])
-    if not np.isfinite(x).all():
-        raise ValueError("problem has NaN or infinite inputs; remove them before training")
-    lam = table["weight_decay"].to_numpy()
-    return _Members(table, x, y, lam, len(widths) + 1, model == "normalised", leak)
+        if one.x.shape != sets[sides["seed"][0]].x.shape:
+            raise ValueError(
+                f"problem: data of shapes {sorted({tuple(d.x.shape) for d in sets.values()})}; make one shape"
+            )
+    x = np.stack([array("problem.x", sets[s].x.flatten(1)) for s in table["seed"]])
+    y = np.stack([array("problem.y", sets[s].y) for s in table["seed"]])
+    return _Members(table, x, y, table["weight_decay"].to_numpy(), depth, model == "normalised", leak)
 
 
 def _start(
@@ -404,18 +426,20 @@ def _start(
     start: Flow | None,
 ) -> Layers:
     """The initial state."""
-    x, depth = members.x, members.depth
+    x, depth, widths = members.x, members.depth, tuple(map(int, several("widths", widths, least=0)))
     if members.normalised and (biases or layer_norms is not None):
         raise ValueError("biases and layer_norms belong to the plain model; write model='plain'")
-    if layer_norms is not None and (len(layer_norms) != depth or min(layer_norms) <= 0):
-        raise ValueError(f"layer_norms={tuple(layer_norms)}: give {depth} positive numbers, one a layer")
+    each = []
+    if layer_norms is not None:
+        each = [positive("layer_norms", one) for one in several("layer_norms", layer_norms)]
+        if len(each) != depth or start is not None:
+            raise ValueError(
+                f"layer_norms={layer_norms}: give {depth} positive numbers, one a layer, to a fresh start"
+            )
     if paired and (depth < 2 or widths[-1] % 2 or start is not None):
-        raise ValueError(f"paired=True needs an even last hidden width and a fresh start; widths={tuple(widths)}")
+        raise ValueError(f"paired=True needs an even last hidden width and a fresh start; widths={widths}")
     if start is not None:
-        if start.biases is not None and not biases:
-            raise ValueError("start has biases; write biases=True to go on with them")
-        if start.rho.shape != (len(x),):
-            raise ValueError(f"start has {len(start.rho)} members and this flow {len(x)}; give it the same members")
+        _continues(members, widths, start, biases)
         V, rho, W = [v.copy() for v in start.V], start.rho.copy(), [w.copy() for w in start.W]
     else:
         V = random_directions((x.shape[2], *widths, 1), members.table["seed"].tolist())
@@ -424,8 +448,8 @@ def _start(
             half = widths[-1] // 2
             V[-2][:, half:], V[-1][:, :, half:] = V[-2][:, :half], -V[-1][:, :, :half]
             V[-2:] = [v / norms(v)[:, None, None] for v in V[-2:]]
-        each = [rho ** (1 / depth)] * depth if layer_norms is None else [np.full(len(x), r) for r in layer_norms]
-        W = [v * r[:, None, None] for v, r in zip(V, each, strict=True)]
+        sizes = [np.full(len(x), r) for r in each] or [rho ** (1 / depth)] * depth
+        W = [v * r[:, None, None] for v, r in zip(V, sizes, strict=True)]
     if members.normalised:
         return [*V, rho]
     if not biases:
@@ -433,6 +457,25 @@ def _start(
     if start is not None and start.biases is not None:
         return W + [b.copy() for b in start.biases]
     return W + [np.zeros((len(x), w.shape[1], 1)) for w in W]
+
+
+def _continues(members: _Members, widths: tuple[int, ...], start: Flow, biases: bool) -> None:
+    """Whether the state at the end of `start` is one of these members; ValueError if not."""
+    if not isinstance(start, Flow):
+        raise ValueError(f"start: expected what flow or exact_flow returned, got {type(start).__name__}")
+    if start.biases is not None and not biases:
+        raise ValueError("start has biases; write biases=True to go on with them, in the plain model")
+    if start.rho.shape != (len(members.x),):
+        n = len(members.x)
+        raise ValueError(f"start has {len(start.rho)} members and this flow {n}; give it the same members")
+    ours: dict[str, Any] = {"widths": widths, "dimension of the inputs": members.x.shape[2], "leak": members.leak}
+    theirs: list[Any] = [tuple(v.shape[1] for v in start.V[:-1]), start.V[0].shape[2], start.leak]
+    for name in ("seed", "rho0"):
+        ours[name] = members.table[name].tolist()
+        theirs.append(start.final[name].tolist())
+    for (name, here), there in zip(ours.items(), theirs, strict=True):
+        if here != there:
+            raise ValueError(f"{name}={here}, but start has {there}; give the same, since it goes on from there")
 
 
 def _solve(member: _Members, begin: Layers, times: Array, rtol: float, most: int) -> list[Layers]:
@@ -464,15 +507,10 @@ def _solve(member: _Members, begin: Layers, times: Array, rtol: float, most: int
 
 def _times(records: int | Sequence[float], first: float, last: float) -> Array:
     """When to record: so many times, geometrically spaced, or just those given."""
-    if isinstance(records, int):
-        return np.geomspace(first, last, records) if records > 1 else np.array([last])
-    times = np.asarray(records, dtype=float)
+    if np.ndim(records) == 0:
+        n = count("records", records, 1, 10**6)
+        return np.geomspace(first, last, n) if n > 1 else np.array([last])
+    times = array("records", records)
     if times.ndim != 1 or len(times) == 0 or times[0] <= 0 or (np.diff(times) <= 0).any() or times[-1] != last:
         raise ValueError(f"records: write a number, or times that rise from above 0 to time={last:g}")
     return times
-
-
-def _positive(**values: float) -> None:
-    for name, value in values.items():
-        if not (value > 0 and np.isfinite(value)):
-            raise ValueError(f"{name}={value}: write a positive number")

@@ -7,16 +7,20 @@ unconstrained features, whose closed form is `ufm_minimiser`, it is gradients al
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import inputs
 from ..data import Data
-from .closed_forms import Array, UFMinimiser, class_sizes, decay
+from ..inputs import Array, array, number
+from .closed_forms import UFMinimiser, class_sizes, decay, features_dim
 from .relu import arcs, circle
 
 MOST_POINTS = 10  # in general position: the program has 2^N patterns
+_CERTIFIED = 1e-6  # largest share of the loss by which it may exceed the bound from below
 _ITERATIONS = 20_000
 _RESTARTS = 5  # L-BFGS stops where the objective no longer changes in its last digit; started afresh, it may go on
 _STATIONARY = 1e-6  # largest entry of the gradient at which a point counts as stationary
@@ -80,7 +84,10 @@ def convex_optimum(problem: Data, weight_decay: float, *, weight_decay_on: str =
     Raises
     ------
     RuntimeError
-        If the solver fails; with λ = 0, if no network fits the data.
+        If the solver fails, or if its point is not the minimum to six digits: the loss (with λ = 0 the norm) is
+        held against the bound from below that the dual gives. With λ = 0, if no network fits the data.
+    ImportError
+        Without CVXPY and its solver Clarabel.
 
     Examples
     --------
@@ -89,37 +96,89 @@ def convex_optimum(problem: Data, weight_decay: float, *, weight_decay_on: str =
     >>> bool(0 < best.loss < 1)
     True
     """
+    lam = decay("weight_decay", weight_decay)
+    if not isinstance(weight_decay_on, str) or weight_decay_on not in ("rho", "layers"):
+        raise ValueError(f"weight_decay_on={weight_decay_on!r}: write 'rho' or 'layers'")
+    if not isinstance(problem, Data):
+        raise ValueError(f"problem: expected Data, e.g. of nc.from_arrays, got {type(problem).__name__}")
+    if len(problem.classes) != 2:
+        raise ValueError(f"problem has {len(problem.classes)} classes; the convex program is of two")
+    x = array("problem.x", problem.x.flatten(1))
+    y = array("problem.y", problem.y)
+    patterns = activation_patterns(x).astype(float)
     try:
         import cvxpy as cp
     except ImportError as error:
         raise ImportError("convex_optimum needs CVXPY; install it with: pip install cvxpy") from error
-    lam = float(decay(weight_decay))
-    if weight_decay_on not in ("rho", "layers"):
-        raise ValueError(f"weight_decay_on={weight_decay_on!r}: write 'rho' or 'layers'")
-    if len(problem.classes) != 2:
-        raise ValueError(f"problem has {len(problem.classes)} classes; the convex program is of two")
-    x = problem.x.double().flatten(1).numpy(force=True)
-    y = problem.y.double().numpy(force=True)
-    patterns = activation_patterns(x).astype(float)
-    # What of a neuron is orthogonal to all points only costs: it is enough to look at coordinates in their span.
+    if cp.CLARABEL not in cp.installed_solvers():
+        raise ImportError("convex_optimum needs the solver Clarabel; install it with: pip install clarabel")
+    # In units of the largest input; what of a neuron is orthogonal to all points only costs.
+    largest = np.abs(x).max() or 1.0
+    unit = float(np.linalg.norm(x / largest, axis=1).max() * largest) or 1.0
+    x = x / unit
     x = x @ np.linalg.qr(x.T).Q
+    power = 2 if weight_decay_on == "rho" else 1
+    lam = lam / unit if power == 1 else lam / unit / unit
+    if power == 1 and lam >= 1:  # a neuron earns at most its norm
+        return ConvexOptimum(1.0, 0.0, np.zeros(len(y)))
+    if not (weight_decay == 0 or 1e-14 < lam < 1e14):
+        raise ValueError(
+            f"weight_decay={weight_decay} with inputs of norm {unit:.3g} is beyond the solver's digits; "
+            "write 0 for the limit, or inputs of norm 1 and a decay between 1e-12 and 1e12"
+        )
     v, u = (cp.Variable((len(patterns), x.shape[1])) for _ in range(2))
-    constraints = [cp.multiply(2 * patterns - 1, part @ x.T) >= 0 for part in (v, u)]
-    outputs: Any = cp.sum(cp.multiply(patterns, (v - u) @ x.T), axis=0)
+    cones = [cp.multiply(2 * patterns - 1, part @ x.T) >= 0 for part in (v, u)]
     norm: Any = cp.sum(cp.norm2(v, axis=1)) + cp.sum(cp.norm2(u, axis=1))
-    if lam == 0:
-        program = cp.Problem(cp.Minimize(norm), [*constraints, outputs == y])
-    else:
-        penalty = cp.square(norm) if weight_decay_on == "rho" else 2 * norm
-        fit = cp.sum_squares(outputs - y) / len(y)
-        program = cp.Problem(cp.Minimize(fit + lam * penalty), constraints)
-    program.solve(solver=cp.CLARABEL)
-    if program.status != "optimal":
+    # Scaled so that all numbers are of order one whatever λ: the residual is √λ times `rest`, or f is λ times that.
+    rest = cp.Variable(len(y))
+    goal = (cp.square(norm) if power == 2 else 2 * norm) + cp.sum_squares(rest) / len(y)
+    fitted = y + np.sqrt(lam) * rest
+    if lam >= 1:
+        fitted = np.sqrt(lam) * rest
+        goal -= 2 * (fitted @ y) / len(y)
+    equal = cp.sum(cp.multiply(patterns, (v - u) @ x.T), axis=0) == fitted
+    program = cp.Problem(cp.Minimize(goal), [*cones, equal])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they say is in the status
+            program.solve(solver=cp.CLARABEL)
+        status = str(program.status)
+    except cp.SolverError as error:
+        status = str(error)
+    if status != "optimal":
         raise RuntimeError(
-            f"the conic solver ended with status {program.status!r}; scale the data to unit norm"
+            f"the conic solver ended with status {status!r}; move points apart that nearly coincide"
             + (", or give a positive weight_decay, as no network may fit them" if lam == 0 else "")
         )
-    return ConvexOptimum(0.0 if lam == 0 else float(program.value), float(norm.value), np.asarray(outputs.value))
+
+    # From above: the network itself, of the best norm. From below: the dual of the program, at the solver's prices.
+    outputs = np.maximum(x @ v.value.T, 0).sum(1) - np.maximum(x @ u.value.T, 0).sum(1)
+    rho = float(norm.value)
+    z, pull = equal.dual_value, (patterns * equal.dual_value) @ x
+    pushes = [(np.maximum(cone.dual_value, 0) * (2 * patterns - 1)) @ x for cone in cones]
+    most = max(
+        float(np.linalg.norm(s * pull - push, axis=1).max()) for s, push in zip((1, -1), pushes, strict=True)
+    )
+    earned, size = max(0.0, -float(z @ y)), len(y) * float(z @ z)
+    if lam == 0:
+        loss, found, below = 0.0, rho, earned / most
+        fits = float(np.abs(outputs - y).max()) < _CERTIFIED
+    else:
+        squares = float(outputs @ outputs) + (lam * len(y) * rho**2 if power == 2 else 0)
+        share = max(0.0, float(outputs @ y) - (lam * len(y) * rho if power == 1 else 0)) / (squares or 1)
+        rho, outputs, fits = share * rho, share * outputs, True
+        loss = found = float(((outputs - y) ** 2).mean()) + lam * (rho**2 if power == 2 else 2 * rho)
+        if power == 2:
+            below = lam * earned**2 / (most**2 + lam * size)
+        else:
+            step = min(lam / most, earned / size)
+            below = 2 * step * earned - step**2 * size
+    if not (fits and found - below <= _CERTIFIED * found):
+        raise RuntimeError(
+            f"the conic solver's point is not the minimum to six digits (duality gap {found - below:.2g} of "
+            f"{found:.2g}); move points apart that nearly coincide, or give a larger weight_decay"
+        )
+    return ConvexOptimum(loss, rho / unit, outputs)
 
 
 def ufm_descent(
@@ -169,10 +228,9 @@ def ufm_descent(
     from scipy.optimize import minimize
 
     sizes = class_sizes(classes, per_class)
-    lam_w, lam_h = decay(weight_decay_w, "weight_decay_w"), decay(weight_decay_h, "weight_decay_h")
-    dim = classes if dim is None else dim
-    if dim < 1:
-        raise ValueError(f"dim={dim}: features need a dimension; write dim ≥ 1")
+    classes, dim = len(sizes), features_dim(dim, sizes, 1)
+    lam_w, lam_h = decay("weight_decay_w", weight_decay_w), decay("weight_decay_h", weight_decay_h)
+    init = number("init", init, "a standard deviation, a number >= 0", lambda v: v >= 0)
     labels = np.repeat(np.arange(classes, dtype=np.int64), sizes)
     targets = np.eye(classes)[labels]
     ends = [classes * dim, (classes + len(labels)) * dim]
@@ -190,7 +248,7 @@ def ufm_descent(
         to_w, to_h = residual.T @ features + lam_w * weight, residual @ weight + lam_h * features
         return float(value), np.concatenate([to_w.ravel(), to_h.ravel(), bias * residual.sum(0)])
 
-    start = init * np.random.default_rng(seed).standard_normal(ends[1] + classes)
+    start = init * np.random.default_rng(inputs.seed("seed", seed)).standard_normal(ends[1] + classes)
     start[ends[1] :] *= bias
     lowest = np.full(len(start), -np.inf)
     if relu:
@@ -199,7 +257,8 @@ def ufm_descent(
     options = {"maxiter": _ITERATIONS, "maxfun": 2 * _ITERATIONS, "maxcor": 20, "ftol": 0.0, "gtol": 1e-12}
     bounds = np.column_stack([lowest, np.full(len(start), np.inf)]) if relu else None
     for _ in range(_RESTARTS):
-        result: Any = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        with np.errstate(over="ignore", invalid="ignore"):
+            result: Any = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
         start = result.x
         # At its bound a feature may be pushed outwards; that is no slope it could follow.
         slope = float(np.abs(np.where((start <= lowest) & (result.jac > 0), 0.0, result.jac)).max())

@@ -7,11 +7,14 @@ inputs (B, N, d). `leak` is the slope of the activation on negative inputs and a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from .closed_forms import Array
+from .. import inputs as given
+from ..inputs import Array, Arrays
+from .closed_forms import held
 
 Layers = list[Array]
 
@@ -21,7 +24,7 @@ def random_directions(widths: Sequence[int], seeds: Sequence[int]) -> Layers:
     shapes = list(zip(widths[1:], widths[:-1], strict=True))
     members = []
     for seed in seeds:
-        rng = np.random.default_rng([seed, 1])  # 1: another stream than the data's
+        rng = np.random.default_rng([given.seed("seed", seed), 1])  # 1: another stream than the data's
         members.append([rng.standard_normal(shape) for shape in shapes])
     layers = [np.stack(layer) for layer in zip(*members, strict=True)]
     return [layer / norms(layer)[:, None, None] for layer in layers]
@@ -64,7 +67,7 @@ def arcs(x: Array) -> tuple[Array, Array]:
     return ends, np.diff(ends, append=ends[0] + 2 * np.pi)
 
 
-def tangent_kernel(layers: Layers, x: Array, *, leak: float = 0.0) -> Array:
+def tangent_kernel(layers: Sequence[Arrays], x: Arrays, *, leak: float = 0.0) -> Array:
     """Tangent kernel on the training points, Θ = (1/N) Σ_k J_k J_kᵀ, (B, N, N), J_k the Jacobian of f in layer k.
 
     For a fully connected layer (J_k J_kᵀ)_nm is the inner product of what comes in times that of what is
@@ -84,13 +87,30 @@ def tangent_kernel(layers: Layers, x: Array, *, leak: float = 0.0) -> Array:
     >>> tangent_kernel([np.ones((1, 1, 2))], np.array([[[1.0, 0.0], [0.0, 2.0]]])).tolist()  # L = 1: XXᵀ/N
     [[[0.5, 0.0], [0.0, 2.0]]]
     """
-    _, hidden = forward(layers, x, leak=leak)
-    total = np.zeros((len(x), x.shape[1], x.shape[1]))
-    back = _backward(layers, hidden, np.ones((len(x), 1, x.shape[1])), leak)
-    for delta, inputs in zip(back, hidden[::-1], strict=True):
-        total += (delta.swapaxes(1, 2) @ delta) * (inputs.swapaxes(1, 2) @ inputs)
-    kernel: Array = total / x.shape[1]
-    return kernel
+    W, x = [given.array("layers", layer) for layer in layers], given.array("x", x)
+    shapes = [layer.shape for layer in W]
+    widths = [*x.shape[2:], *(layer.shape[1] for layer in W if layer.ndim == 3)]
+    if (
+        x.ndim != 3
+        or x.size == 0
+        or widths[-1] != 1
+        or shapes != [(len(x), out, width) for width, out in itertools.pairwise(widths)]
+    ):
+        raise ValueError(
+            f"layers have shapes {shapes} and x {x.shape}; write x (B, N, d), N ≥ 1, and L ≥ 1 layers of shapes "
+            "(B, d_1, d) … (B, 1, d_{L-1})"
+        )
+    leak = given.number("leak", leak, "a slope from 0 (the ReLU) to 1 (a linear network)", lambda v: 0 <= v <= 1)
+    for name, part in [("x", x), *(("layers", layer) for layer in W)]:
+        if part.any() and not 1e-100 < np.abs(part).max() < 1e100:
+            raise ValueError(f"{name}: so large or small that its square leaves floating point; change the unit")
+    with np.errstate(over="ignore", invalid="ignore"):
+        _, hidden = forward(W, x, leak=leak)
+        total = np.zeros((len(x), x.shape[1], x.shape[1]))
+        back = _backward(W, hidden, np.ones((len(x), 1, x.shape[1])), leak)
+        for delta, inputs in zip(back, hidden[::-1], strict=True):
+            total += (delta.swapaxes(1, 2) @ delta) * (inputs.swapaxes(1, 2) @ inputs)
+        return held(total / x.shape[1], "layers and x")
 
 
 def _backward(layers: Layers, hidden: Layers, delta: Array, leak: float) -> Iterator[Array]:

@@ -121,7 +121,7 @@ def test_tensors_are_numbers_too():
         (dict(measured=1.0, at_most=1, at_least=1), "give one criterion"),
         (dict(measured=1.0, rtol=0.1), "rtol compares with a prediction; write predicted="),
         (dict(measured=1.0, predicted=0.0, rtol=0.1), "write atol="),
-        (dict(measured=1.0, predicted=1.0, rtol=-0.1), "a tolerance is a number >= 0"),
+        (dict(measured=1.0, predicted=1.0, rtol=-0.1), "expected a tolerance, a number >= 0"),
         (dict(measured=[], at_most=1), "measured is empty"),
         (dict(measured=[1.0, 2.0], predicted=[1.0, 2.0, 3.0], rtol=1), "does not broadcast"),
         (dict(measured=1.0, predicted=[1.0, 1.0], rtol=1), "does not broadcast"),
@@ -141,8 +141,30 @@ def test_malformed_claims_say_what_to_write(ledger, wrong, message):
 
 
 def test_words_are_not_measurements():
-    with pytest.raises(TypeError, match="measured='small' is not numeric"):
+    with pytest.raises(ValueError, match="measured='small': expected a number"):
         nc.claim("thm-x", "words", measured="small", at_most=1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (dict(theorem=3), "theorem=3: expected words"),
+        (dict(statement=None), "statement=None: expected words"),
+        (dict(source="stored"), "source: expected what nc.result returned"),
+        (dict(seeds=1.5), "seeds=1.5: expected a whole number"),
+        (dict(predicted=np.nan, atol=1.0, at_most=None), "predicted: holds NaN"),
+        (dict(at_most=np.inf), "at_most: holds NaN or infinity"),
+        (dict(at_most=None, between=3), "between=3: write two numbers"),
+        (dict(at_most=None, predicted=1.0, atol=np.nan), "atol=nan: expected a tolerance"),
+        (dict(measured=1j), "measured"),
+    ],
+)
+def test_a_wrong_claim_leaves_no_trace(ledger, wrong, message):
+    right = dict(theorem="thm-x", statement="s", measured=1.0, at_most=2.0)
+    with pytest.raises((ValueError, TypeError), match=message):
+        nc.claim(**right | wrong)
+    nc.claim(**right)
+    assert len(json.loads(ledger.read_text())) == 1
 
 
 def test_opening_a_chapter_starts_its_ledger_anew(ledger):

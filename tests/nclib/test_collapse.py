@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nclib.collapse import CollapseStatistics, collapse
+from nclib.collapse import CollapseStatistics, collapse, simplex_view
 from nclib.collapse.split import mse_split
 
 BETWEEN_ROWS = ["nc1", "nc1_quotient", "cdnv", "nc2_norm_means", "nc2_angle_means", "nc2_etf_means"]
@@ -702,3 +704,118 @@ print(status("VmHWM") - before)
 def test_peak_extra_memory_is_at_most_64_mib() -> None:
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert float(done.stdout) <= 64
+
+
+# --- whatever it comes in --------------------------------------------------------------------------------
+
+
+def least(rows: list[list[float]], labels: list[int]) -> float:
+    """Least square loss on these inputs, in rational numbers: what is left of the targets beside the columns."""
+    columns: list[list[Fraction]] = []
+    for column in zip(*rows, strict=True):
+        left = [Fraction(float(v)) for v in column]
+        for done in columns:
+            share = sum(a * b for a, b in zip(left, done, strict=True)) / sum(b * b for b in done)
+            left = [a - share * b for a, b in zip(left, done, strict=True)]
+        if any(left):
+            columns.append(left)
+    total = Fraction(0)
+    for c in range(max(labels) + 1):
+        target = [Fraction(int(label == c)) for label in labels]
+        total += sum(target)
+        for done in columns:
+            total -= sum(a * b for a, b in zip(target, done, strict=True)) ** 2 / sum(b * b for b in done)
+    return float(total / (2 * len(rows)))
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([0.1, 1.0, -1e3, 1e8, 1e12, -1e15]),
+    st.sampled_from([2.0**power for power in (-660, -100, 0, 100, 630)]),
+    st.sampled_from(["plain", "constant", "twice", "of low rank"]),
+    st.booleans(),
+)
+def test_the_least_squares_part_is_the_exact_minimum(seed, mean, unit, kind, bias) -> None:
+    rng = np.random.default_rng(seed)
+    n, d = int(rng.integers(3, 8)), int(rng.integers(1, 4))
+    labels = [0, 1, *rng.integers(0, 2, n - 2).tolist()]
+    x = rng.normal(size=(n, d)) + (mean if bias or abs(mean) < 1e4 else 0.0)
+    if kind == "of low rank":
+        x = rng.integers(-3, 4, (n, 1)) @ rng.integers(-3, 4, (1, 3)).astype(float)
+    x = {"constant": lambda: np.column_stack([x, np.full(n, mean)]), "twice": lambda: np.column_stack([x, x])}.get(
+        kind, lambda: x
+    )() * unit
+    expected = least([[*row, 1.0] if bias else list(row) for row in x], labels)
+    found = mse_split(x, labels, np.zeros((2, x.shape[1])), np.zeros(2) if bias else None)
+    assert found["mse_ls"] == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_a_split_says_what_it_cannot_tell() -> None:
+    features, labels, weight, bias = sample()
+    with pytest.raises(ValueError, match=r"features: a column.s mean is 10.* give a bias"):
+        mse_split(features.double() + 1e14, labels, weight)
+    with pytest.raises(ValueError, match="weight"):
+        mse_split(features * 1e30, labels, weight * 1e140, bias)
+
+
+@pytest.mark.parametrize("unit", [1e-200, 1e160, 1e-70, 1e70])
+def test_collapse_follows_the_unit_or_names_it(unit: float) -> None:
+    features, labels, _, _ = sample()
+    for call in (collapse, simplex_view):
+        if unit in (1e-70, 1e70):
+            found, expected = call(features.double() * unit, labels), call(features.double(), labels)
+            one, other = (list(v.values()) if isinstance(v, dict) else v.points for v in (found, expected))
+            np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
+        else:
+            with pytest.raises(ValueError, match="features"):
+                call(features.double() * unit, labels)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["one", None, 1j, b"a", object(), [[1.0], [1.0, 2.0]], np.array(["a", "b"] * 2), pd.Series(list("abab"))],
+)
+@pytest.mark.parametrize("name", ["features", "labels", "weight", "bias"])
+def test_what_is_no_array_is_named(name: str, wrong: Any) -> None:
+    if wrong is None and name in ("weight", "bias"):
+        pytest.skip("left out")
+    options = dict(features=np.eye(4)[:, :2], labels=[0, 0, 1, 1], weight=np.eye(2), bias=np.ones(2)) | {
+        name: wrong
+    }
+    for call in (collapse, mse_split):
+        with pytest.raises((ValueError, TypeError), match=name):
+            call(**options)
+
+
+def test_a_label_costs_no_more_than_it_counts() -> None:
+    with pytest.raises(ValueError, match=r"labels reaches from 0 to 1000000000: expected 0\.\.K-1, a row of each"):
+        collapse(np.eye(4), [0, 0, 1, 10**9])
+    for wrong in (1, 10**9, 2.5, "2", None, True):
+        with pytest.raises(ValueError, match="classes="):
+            CollapseStatistics(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "name", ["list", "reversed", "big", "read-only", "frame", "bfloat16", "gradient", "categorical"]
+)
+def test_features_and_labels_come_as_they_are(name: str) -> None:
+    x, y = np.random.default_rng(0).integers(-9, 9, (12, 3)) / 4.0, np.arange(12) % 3
+    expected = collapse(x, y, x[:3], x[0])
+    frozen, numbers = x.copy(), y.astype(np.uint16)
+    frozen.flags.writeable = False
+    features, labels = {
+        "list": (x.tolist(), y.tolist()),
+        "reversed": (x[::-1].copy()[::-1], y[::-1].copy()[::-1]),
+        "big": (x.astype(">f8"), y.astype(">i4")),
+        "read-only": (frozen, numbers),
+        "frame": (pd.DataFrame(x, index=range(5, 17)), pd.Series(y, index=range(5, 17))),
+        "bfloat16": (torch.tensor(x, dtype=torch.bfloat16), torch.tensor(y, dtype=torch.uint8)),
+        "gradient": (torch.tensor(x, requires_grad=True), torch.tensor(y)),
+        "categorical": (x, pd.Categorical(y)),
+    }[name]
+    weight, bias = features[:3], x[0].tolist()
+    assert collapse(features, labels, weight, bias) == pytest.approx(
+        expected, rel=1e-4 if name == "bfloat16" else 1e-12
+    )
+    assert mse_split(features, labels, weight, bias)["mse"] > 0

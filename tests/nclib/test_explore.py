@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,12 +101,25 @@ def test_a_curve_is_found_by_its_controls_and_carries_its_prediction() -> None:
     assert repr(made) == "Explorable('curves'): a"
 
 
+def small_replay(frames: Any, groups: Any, **options: Any) -> Explorable:
+    return replay(frames, groups, names=["a", "b"], at=[0], told=[""], title="", caption="", alt="", **options)
+
+
 ERRORS: dict[str, Any] = {
     "start=9: a position in weight_decay (of 2)": lambda: the_flow(start=9),
     "weight_decay=[0.0]: give positive values": lambda: the_flow(weight_decay=[0]),
     "frame has no column 'nothing'": lambda: the_curves(measures={"nothing": "n"}),
     "measures and controls: name at least one": lambda: the_curves(measures={}),
     "start=(0,): one position for each of the 2 controls": lambda: the_curves(start=(0,)),
+    "frames: holds NaN": lambda: small_replay([[[math.nan, 0], [1, 1]]], [0, 1]),
+    "groups holds int64 from -1": lambda: small_replay([[[0, 0], [1, 1]]], [0, -1]),
+    "means: holds NaN": lambda: small_replay([[[0, 0], [1, 1]]], [0, 1], means=[[[math.nan, 0], [1, 1]]]),
+    "weight_decay: holds NaN": lambda: the_flow(weight_decay=[math.nan]),
+    "start=0.5: expected a whole number": lambda: the_flow(start=0.5),
+    "controls=3: expected columns": lambda: the_curves(controls=3),
+    "frame: expected a table": lambda: explore_curves(
+        [1], x="t", measures={"v": "v"}, controls={"a": "a"}, told=repr, caption="", alt=""
+    ),
     "at and told have 2 and 3 entries": lambda: the_replay(at=[0, 1]),
     "names has 1 entries; the groups are 0..1": lambda: the_replay(names=["zero"]),
     "means has shape (1, 2)": lambda: the_replay(means=[[0, 1]]),

@@ -206,14 +206,14 @@ def test_biases_are_learned():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (dict(weight_decay=-0.1), "a decay cannot be negative; write a number ≥ 0"),
-        (dict(rho0=0.0), "a norm must be positive"),
-        (dict(time=0.0), "time=0.0: write a positive number"),
-        (dict(dt=-1.0), "dt=-1.0: write a positive number"),
-        (dict(widths=(0,)), "hidden widths are whole numbers >= 1"),
+        (dict(weight_decay=-0.1), "weight_decay=-0.1: expected a weight decay"),
+        (dict(rho0=0.0), "rho0=0.0: expected a norm > 0"),
+        (dict(time=0.0), "time=0.0: expected a positive number"),
+        (dict(dt=-1.0), "dt=-1.0: expected a positive number"),
+        (dict(widths=(0,)), "widths=0: expected a whole number >= 1"),
         (dict(model="lagrange"), "write 'normalised' or 'plain'"),
         (dict(biases=True), "belong to the plain model; write model='plain'"),
-        (dict(model="plain", layer_norms=(1.0,)), "give 2 positive numbers, one a layer"),
+        (dict(model="plain", layer_norms=(1.0,)), "give 2 positive numbers, one a layer, to a fresh start"),
     ],
 )
 def test_bad_input_says_what_to_write(wrong, message):
@@ -255,5 +255,5 @@ def test_a_linear_network_is_its_product_and_both_flows_agree_on_it():
 
 @pytest.mark.parametrize("call", [nc.flow, nc.exact_flow])
 def test_a_slope_outside_its_range_is_refused(call):
-    with pytest.raises(ValueError, match=r"leak=2.0: a slope between 0 \(the ReLU\) and 1"):
+    with pytest.raises(ValueError, match=r"leak=2.0: expected a slope from 0 \(the ReLU\) to 1"):
         call(teacher(1), (4,), weight_decay=0.1, time=1.0, leak=2.0)

@@ -2,6 +2,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.colors import to_rgb
 
 import nclib as nc
@@ -43,7 +44,7 @@ def test_a_missing_column_is_named():
 
 
 def test_a_row_holds_three_panels():
-    with pytest.raises(ValueError, match="n=4: a row holds 1, 2 or 3 panels"):
+    with pytest.raises(ValueError, match="n=4: expected a whole number >= 1 and <= 3"):
         nc.panels(4)
 
 
@@ -60,3 +61,42 @@ def test_the_band_is_students_t_and_geometric_on_a_logarithmic_axis():
 def test_what_is_not_positive_has_no_logarithm():
     with pytest.raises(ValueError, match=r"column 'rho' is not positive everywhere"):
         nc.lines(pd.DataFrame({"t": [1], "rho": [0.0]}), x="t", y="rho", log="y")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: nc.confidence_interval([]), r"values has shape \(0,\)"),
+        (lambda: nc.confidence_interval([[1.0], [2.0]]), r"values has shape \(2, 1\)"),
+        (lambda: nc.confidence_interval([1.0, np.nan]), "values: holds NaN"),
+        (lambda: nc.confidence_interval([1e200, 3e200]), "values are so large"),
+        (lambda: nc.confidence_interval(["a", "b"]), "values"),
+        (lambda: nc.panels(1.5), "n=1.5: expected a whole number"),
+        (lambda: nc.panels(2, height=np.nan), "height=nan: expected inches"),
+        (lambda: nc.lines([1, 2], x="t", y="rho"), "frame: expected a table"),
+        (lambda: nc.lines(pd.DataFrame({"t": [1], "rho": ["a"]}), x="t", y="rho"), "y='rho': this column holds"),
+        (lambda: nc.lines(pd.DataFrame({"t": [1]}), x="t", y=3), "y=3: expected the name of a column"),
+        (lambda: nc.lines(pd.DataFrame({"t": [1]}), x="t", y="t", log="z"), "log='z': write"),
+        (lambda: nc.lines(pd.DataFrame({"t": [1]}), x="t", y="t", ax=1), "ax: expected axes"),
+        (lambda: nc.chapter("x" * 1000), "a chapter is named like its file"),
+        (lambda: nc.chapter(1), "a chapter is named like its file"),
+    ],
+)
+def test_what_cannot_be_drawn_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_one_value_has_no_interval_and_a_series_counts_by_its_values():
+    assert np.isnan(nc.confidence_interval([1.0])).all()
+    values = pd.Series([1.0, 2.0, 3.0], index=[5, 7, 9])
+    assert nc.confidence_interval(values) == nc.confidence_interval(torch.tensor([1, 2, 3], dtype=torch.bfloat16))
+
+
+def test_lines_drawn_on_a_logarithmic_axis_again_are_the_same():
+    frame = pd.DataFrame({"t": [0, 1] * 2, "rho": [20.0, 200.0, 80.0, 800.0]})
+    _, ax = nc.panels()
+    for _ in range(2):
+        nc.lines(frame, x="t", y="rho", log="y", ax=ax)
+    assert ax.lines[0].get_ydata() == pytest.approx([40, 400])
+    assert ax.lines[1].get_ydata() == pytest.approx([40, 400])
