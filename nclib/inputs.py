@@ -37,7 +37,7 @@ def count(name: str, value: Any, least: int = 0, most: int | None = None) -> int
     if isinstance(value, bool | np.bool_) or not least <= number <= (_MOST if most is None else most):
         upto = f" and <= {most or _MOST}" if most is not None or number > _MOST else ""
         expected = f"a whole number >= {least}{upto}; write e.g. {name}={least}"
-        raise ValueError(f"{name}={_shown(value)}: expected {expected}")
+        raise ValueError(f"{name}={shown(value)}: expected {expected}")
     return number
 
 
@@ -53,7 +53,7 @@ def counts(name: str, value: Any, example: str, least: int = 1, most: int | None
     try:
         return tuple(count(name, one, least, most) for one in parts)
     except ValueError:
-        raise ValueError(f"{name}={_shown(value)}: expected {expected}") from None
+        raise ValueError(f"{name}={shown(value)}: expected {expected}") from None
 
 
 def entries(name: str, value: Any, expected: str) -> list[Any]:
@@ -63,7 +63,7 @@ def entries(name: str, value: Any, expected: str) -> list[Any]:
             raise TypeError
         return list(value)
     except Exception:  # whatever an object's own iteration raises
-        raise ValueError(f"{name}={_shown(value)}: expected {expected}") from None
+        raise ValueError(f"{name}={shown(value)}: expected {expected}") from None
 
 
 def choice(name: str, value: Any, options: Sequence[str], more: str = "") -> str:
@@ -72,14 +72,14 @@ def choice(name: str, value: Any, options: Sequence[str], more: str = "") -> str
         near = difflib.get_close_matches(str(value).lower(), options, n=1) if isinstance(value, str) else []
         hint = f"did you mean {near[0]!r}? " if near else ""
         known = ", ".join(map(repr, options))
-        raise ValueError(f"{name}={_shown(value)}: unknown; {hint}write one of {known}{more}")
+        raise ValueError(f"{name}={shown(value)}: unknown; {hint}write one of {known}{more}")
     return value
 
 
 def flag(name: str, value: Any) -> bool:
     """True or False, of Python or NumPy: anything else, such as "no", would count as true."""
     if not isinstance(value, bool | np.bool_):
-        raise ValueError(f"{name}={_shown(value)}: expected True or False")
+        raise ValueError(f"{name}={shown(value)}: expected True or False")
     return bool(value)
 
 
@@ -88,7 +88,7 @@ def dtype(name: str, value: Any) -> torch.dtype:
     known = torch.float16, torch.bfloat16, torch.float32, torch.float64
     if isinstance(value, torch.dtype) and value in known:
         return value
-    raise ValueError(f"{name}={_shown(value)}: expected a floating-point type, e.g. {name}=torch.float64")
+    raise ValueError(f"{name}={shown(value)}: expected a floating-point type, e.g. {name}=torch.float64")
 
 
 def device(name: str, value: Any) -> torch.device | None:
@@ -100,7 +100,7 @@ def device(name: str, value: Any) -> torch.device | None:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError):
         raise ValueError(
-            f"{name}={_shown(value)}: no device of this machine; write e.g. cpu, cuda:1, mps"
+            f"{name}={shown(value)}: no device of this machine; write e.g. cpu, cuda:1, mps"
         ) from None
     return found
 
@@ -108,7 +108,7 @@ def device(name: str, value: Any) -> torch.device | None:
 def instance(name: str, value: Any, kind: type[T], write: str) -> T:
     """What one of this package's own functions returned; `write` is an example of its call."""
     if not isinstance(value, kind):
-        raise ValueError(f"{name}={_shown(value)}: expected what nclib makes; write e.g. {name}={write}")
+        raise ValueError(f"{name}={shown(value)}: expected what nclib makes; write e.g. {name}={write}")
     return value
 
 
@@ -121,13 +121,13 @@ def number(name: str, value: Any, expected: str, inside: Callable[[float], bool]
         except (TypeError, ValueError, OverflowError, RuntimeError):
             found = math.nan
     if not (math.isfinite(found) and inside(found)):
-        raise ValueError(f"{name}={_shown(value)}: expected {expected}")
+        raise ValueError(f"{name}={shown(value)}: expected {expected}")
     return found
 
 
 def array(name: str, value: Any, expected: str = "an array of numbers", *, finite: bool = True) -> Array:
     """Real numbers as a float64 array, the caller's own memory where that is float64 already."""
-    found = _real(name, _plain(name, value, expected), expected)
+    found = _real(name, plain(name, value, expected), expected)
     if finite and not (good := np.isfinite(found)).all():
         raise _not_finite(name, "", np.argwhere(~good), expected)
     return found
@@ -138,7 +138,7 @@ def tensor(name: str, value: Any, expected: str = "an array of numbers", *, like
     if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_complex():
         found = value.detach()
     else:
-        found = torch.from_numpy(np.array(_real(name, _plain(name, value, expected), expected)))
+        found = torch.from_numpy(np.array(_real(name, plain(name, value, expected), expected)))
     cast = found.to(*((found.device, torch.float64) if like is None else (like.device, like.dtype)))
     if not (cast.is_meta or bool(cast.isfinite().all())):
         raise _not_finite(name, f" in {cast.dtype}", (~cast.isfinite()).nonzero(), expected)
@@ -155,7 +155,7 @@ def _not_finite(name: str, kind: str, where: Any, expected: str) -> ValueError:
 def labels(name: str, value: Any, n: int | None = None) -> NDArray[Any]:
     """Labels as a new array (N,) of int64 or of strings; whole floating-point numbers count as integers."""
     expected = "one integer or string for each input, shape (N,)"
-    found = _plain(name, value, expected)
+    found = plain(name, value, expected)
     if found.dtype.kind in "OT" and found.ndim == 1 and all(isinstance(one, str) for one in found):
         found = found.astype(str)
     if found.dtype.kind != "U":
@@ -177,13 +177,13 @@ def _whole(real: NDArray[Any]) -> bool:
     return real.dtype.kind != "u" or int(real.max()) < 2**63
 
 
-def _plain(name: str, value: Any, expected: str) -> NDArray[Any]:
+def plain(name: str, value: Any, expected: str) -> NDArray[Any]:
     """Anything array-like as a NumPy array of whatever type it has."""
     if isinstance(value, Tensor):
         found = value.detach().to_dense() if value.layout != torch.strided else value.detach()
         return (found.double() if found.is_floating_point() else found).numpy(force=True)
     if value is None or isinstance(value, str | bytes | dict | set) or callable(value):
-        raise ValueError(f"{name}={_shown(value)}: expected {expected}")
+        raise ValueError(f"{name}={shown(value)}: expected {expected}")
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         masked = np.ma.getmaskarray(value).sum()
         raise ValueError(f"{name}: {masked} entries are masked; fill them or leave them out")
@@ -192,7 +192,7 @@ def _plain(name: str, value: Any, expected: str) -> NDArray[Any]:
     try:
         return np.asarray(value)
     except Exception as error:  # whatever an object's own conversion raises
-        raise ValueError(f"{name}: {_shown(value)} is no array ({error}); expected {expected}") from error
+        raise ValueError(f"{name}: {shown(value)} is no array ({error}); expected {expected}") from error
 
 
 def _real(name: str, found: NDArray[Any], expected: str) -> Array:
@@ -204,6 +204,7 @@ def _real(name: str, found: NDArray[Any], expected: str) -> Array:
     return found.astype(np.float64, copy=False)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value in at most 60 characters of one line, for a message."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."

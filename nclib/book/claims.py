@@ -55,7 +55,7 @@ def chapter(name: str) -> None:
     ValueError: name='../elsewhere': a chapter is named like its file, e.g. '02_minimum_norm'
     """
     if not (isinstance(name, str) and len(name) < 100 and name.replace("_", "").replace("-", "").isalnum()):
-        raise ValueError(f"name={inputs._shown(name)}: a chapter is named like its file, e.g. '02_minimum_norm'")
+        raise ValueError(f"name={inputs.shown(name)}: a chapter is named like its file, e.g. '02_minimum_norm'")
     import scipy  # not needed where nothing runs
 
     global _chapter

@@ -517,7 +517,7 @@ def _tensor(name: str, values: Arrays) -> Tensor:
     """As a tensor, of the caller's memory where that can be."""
     if isinstance(values, Tensor) and values.layout == torch.strided and not values.is_complex():
         return values.detach()
-    found = inputs._plain(name, values, "an array of numbers")
+    found = inputs.plain(name, values, "an array of numbers")
     if found.dtype.kind not in "biuf":
         hint = "; np.unique(labels, return_inverse=True)[1] numbers them" if name == "labels" else ""
         raise ValueError(f"{name} holds {found.dtype}: expected numbers{hint}")
