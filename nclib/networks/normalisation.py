@@ -37,7 +37,7 @@ def calibrate(net: Net, x: inputs.Arrays, *, chunk: int | None = None, max_bytes
     Layer by layer: mean and *biased* variance (divided by N, as BN normalises in training) of the
     layer's pre-activations over all of `x`, given the exact statistics of the layers before.  Hence
     evaluation mode on `x` equals training mode with `x` as one batch.  Reductions in float64.
-    The outputs, in evaluation mode, (N,) or (N, K), come for nothing.
+    The outputs, in evaluation mode, (N,) or (N, K), come for nothing; ValueError where they overflow.
 
     Parameters
     ----------
@@ -50,11 +50,6 @@ def calibrate(net: Net, x: inputs.Arrays, *, chunk: int | None = None, max_bytes
     max_bytes
         As long as the activations of all chunks fit in this, every layer runs once; otherwise the
         layers before are run again for each BN layer.
-
-    Raises
-    ------
-    ValueError
-        Inputs that do not fit or are not finite, a network that is not, and outputs that overflow.
 
     Examples
     --------
@@ -201,12 +196,8 @@ def fold(net: Net) -> Net:
     Parameters
     ----------
     net
-        Network; with BN it must have been calibrated (`calibrate(net, x_train)`).
-
-    Raises
-    ------
-    ValueError
-        BN statistics are missing, a channel has no variance and ε is 0, or weights are not finite.
+        Network; with BN it must have been calibrated (`calibrate(net, x_train)`), and where ε is 0 each channel
+        needs a variance: else ValueError, as where weights are not finite.
 
     Examples
     --------
@@ -218,8 +209,8 @@ def fold(net: Net) -> Net:
     True
     """
     weights, biases = _fold(checked(net))
-    arch = replace(net.arch, norm="none")
-    plain = Net(arch, net.input_shape, net.outputs, bias=any(b is not None for b in biases))
+    biased = any(b is not None for b in biases)
+    plain = Net(replace(net.arch, norm="none"), net.input_shape, net.outputs, bias=biased)
     plain = plain.to(weights[0].device, next(net.parameters()).dtype)
     with torch.no_grad():
         for layer, weight, bias in zip(plain.layers, weights, biases, strict=True):
@@ -255,12 +246,8 @@ def _gain(bn: BatchNorm, k: int) -> Tensor:
     """What BN layer k (from 0) multiplies each channel by in evaluation mode, in float64."""
     mean, var = bn.mean.double(), bn.var.double() + bn.eps
     if not (mean.isfinite() & var.isfinite()).all():
-        raise ValueError(
-            f"net: batch norm {k + 1} has no statistics; set them with calibrate(net, x_train) before folding"
-        )
-    if (var == 0).any():
-        raise ValueError(
-            f"net: batch norm {k + 1} has {int((var == 0).sum())} channel(s) of zero variance and eps=0, "
-            "so its output is undefined; build the network with eps > 0"
-        )
+        raise ValueError(f"net: batch norm {k + 1} has no statistics; set them with calibrate(net, x_train) first")
+    if constant := int((var == 0).sum()):
+        what = f"has {constant} channel(s) of zero variance and eps=0, so its output is undefined"
+        raise ValueError(f"net: batch norm {k + 1} {what}; build the network with eps > 0")
     return var.rsqrt()
