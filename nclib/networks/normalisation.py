@@ -8,11 +8,10 @@ $$\hat W = \mathrm{diag}\Big(\frac1{\sqrt{s^2+ε}}\Big)W,\qquad \hat b = -\frac{
 The folded network computes the same function, and ρ and the margins of a normalised network are those
 of its folded form.
 
-**A trap.**  It is tempting to divide the *norm* of the layer by the norm of the vector of standard
-deviations, $‖W‖_F/‖s‖_2$, instead of dividing each row by its own.  Where the $C$ channels have equal $s$,
-that is too small by $\sqrt C$ for each normalised layer, a factor of $\sqrt{32·64·128} = 512$ for `convnet()`
-(Chapters 1 and 15).  With unequal $s$ (and rows of equal norm, ε = 0) it is worse, by Cauchy and Schwarz:
-$\sum_i s_i^2\sum_i s_i^{-2} ≥ C^2$.
+**A trap.**  It is tempting to divide the *norm* of the layer by the norm of the vector of standard deviations,
+$‖W‖_F/‖s‖_2$, instead of dividing each row by its own.  Where the $C$ channels have equal $s$, that is too small by
+$\sqrt C$ for each normalised layer, a factor of $\sqrt{32·64·128} = 512$ for `convnet()` (Chapters 1 and 15).  With
+unequal $s$ (and rows of equal norm, ε = 0) it is worse, by Cauchy and Schwarz: $\sum_i s_i^2\sum_i s_i^{-2} ≥ C^2$.
 """
 
 from __future__ import annotations
@@ -196,8 +195,8 @@ def fold(net: Net) -> Net:
     Parameters
     ----------
     net
-        Network; with BN it must have been calibrated (`calibrate(net, x_train)`), and where ε is 0 each channel
-        needs a variance: else ValueError, as where weights are not finite.
+        Network; with BN it must have been calibrated (`calibrate(net, x_train)`), and where ε is 0 no channel may
+        have variance 0: else ValueError, as where weights are not finite.
 
     Examples
     --------

@@ -197,9 +197,8 @@ def balance(net: Net) -> Balance:
     Returns
     -------
     Balance
-        `layers`, (L−1,) float64, for k = 1..L−1; `neurons`, L−1 tensors (d_k,) float64, each of which
-        sums to the entry of `layers`.  (The difference of two layers further apart is a sum of entries
-        of `layers`.)
+        `layers`, (L−1,) float64, for k = 1..L−1; `neurons`, L−1 tensors (d_k,) float64, each of which sums to the
+        entry of `layers`.  (The difference of two layers further apart is a sum of entries of `layers`.)
 
     Examples
     --------

@@ -131,17 +131,13 @@ def _warn_of_divergence(runs: Runs) -> None:
     bad = runs.members[runs.members["status"] == "diverged"]
     if not len(bad):
         return
-    named = [
+    named = "; ".join(
         f"member {row.member} at step {row.diverged_at} (seed={row.seed}, lr={row.lr:g}, init_norm={row.init_norm})"
         for row in bad.head(4).itertuples()
-    ]
-    more = f" and {len(bad) - 4} more" if len(bad) > 4 else ""
-    warnings.warn(
-        f"{len(bad)} of {len(runs)} networks diverged (loss not finite) and were stopped: "
-        f"{'; '.join(named)}{more}. The history marks them; a smaller lr may help",
-        RuntimeWarning,
-        stacklevel=3,
     )
+    more = f" and {len(bad) - 4} more" if len(bad) > 4 else ""
+    what = f"{len(bad)} of {len(runs)} networks diverged (loss not finite) and were stopped: {named}{more}"
+    warnings.warn(f"{what}. The history marks them; a smaller lr may help", RuntimeWarning, stacklevel=3)
 
 
 class Session:

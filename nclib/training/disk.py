@@ -130,9 +130,9 @@ class RunFolder:
             write(self.path / file, content)
         except OSError as error:
             if not self._warned:
-                what = f"{self.path / file}: could not be saved ({error.strerror}); training goes on, and what was "
-                mend = "saved before stays. Make room, or name another folder in NCLIB_RUNS"
-                warnings.warn(what + mend, stacklevel=3)
+                what = f"{self.path / file}: could not be saved ({error.strerror}); training goes on"
+                mend = "what was saved before stays. Make room, or name another folder in NCLIB_RUNS"
+                warnings.warn(f"{what}, and {mend}", stacklevel=3)
             self._warned = True
 
 

@@ -56,7 +56,7 @@ def _measure_one(ensemble: Ensemble, member: int) -> Columns:
     f_test = f.new_empty(1, 0, f.shape[2])
     if "test" in measures and len(x_test):
         f_test = torch.cat([net(part) for part in torch.split(x_test, _CHUNK)]).view(1, len(x_test), -1)
-    # An infinite variance makes outputs of 0.
+    # The outputs, and the statistics behind them: an infinite variance makes outputs of 0.
     finite = all(bool(part.isfinite().all()) for part in (f, *(p for bn in net.norms for p in (bn.mean, bn.var))))
     if finite:
         folded = [w.unsqueeze(0) for w in folded_weights(net)]

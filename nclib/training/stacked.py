@@ -96,8 +96,8 @@ class StackedMLP:
                 return
             if self.norm == "bn":
                 # Every row of every member is a channel, and the samples are its image.
-                own = room.rows[k], None, None, None, None, True, 0.0, self.eps
-                normed, mean, rstd = torch.native_batch_norm(*own)
+                options = None, None, None, None, True, 0.0, self.eps
+                normed, mean, rstd = torch.native_batch_norm(room.rows[k], *options)
                 h = torch.relu_(normed.view(a.shape))
                 self._saved.append((h, mean, rstd))
             else:
@@ -125,9 +125,9 @@ class StackedMLP:
                 torch.bmm(self.transposed[k], d, out=below)
             _relu_backward_(below, h, 0, grad_input=below)
             if bn:
-                d_rows, wanted = room.d_rows[k - 1], [True, False, False]
-                saved = room.rows[k - 1], None, None, None, mean, rstd, True, self.eps
-                d_rows.copy_(_bn_backward(d_rows, *saved, wanted)[0])
+                d_rows = room.d_rows[k - 1]
+                saved = None, None, None, mean, rstd, True, self.eps, [True, False, False]
+                d_rows.copy_(_bn_backward(d_rows, room.rows[k - 1], *saved)[0])
 
     def _compose(self) -> list[Tensor]:
         r"""Effective weights $W=g\,v/\lVert v\rVert$ of weight normalisation; returns the lengths of v."""
