@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.timing import by_hand, cpu_seconds, cuda_seconds, race, row
 from nclib.data import Data
 from nclib.networks.models import Architecture, convnet, resnet18
+from nclib.training import Session
 from nclib.training.ensemble import Ensemble
 from nclib.training.optim import SGD, sgd
 from nclib.training.runs import Plan
-from nclib.training.session import Session
 
 REPEATS = 5
 LAMBDA = 0.005

@@ -99,9 +99,7 @@ def device(name: str, value: Any) -> torch.device | None:
         found = torch.device(value)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError):
-        raise ValueError(
-            f"{name}={shown(value)}: no device of this machine; write e.g. cpu, cuda:1, mps"
-        ) from None
+        raise ValueError(f"{name}={shown(value)}: no device of this machine; write e.g. cpu or cuda:1") from None
     return found
 
 
@@ -114,12 +112,10 @@ def instance(name: str, value: Any, kind: type[T], write: str) -> T:
 
 def number(name: str, value: Any, expected: str, inside: Callable[[float], bool] = lambda _: True) -> float:
     """A finite number for which `inside` holds; `expected` says in words which numbers those are."""
-    found = math.nan
-    if not isinstance(value, bool | np.bool_ | str | bytes):
-        try:
-            found = float(value)
-        except (TypeError, ValueError, OverflowError, RuntimeError):
-            found = math.nan
+    try:
+        found = math.nan if isinstance(value, bool | np.bool_ | str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        found = math.nan
     if not (math.isfinite(found) and inside(found)):
         raise ValueError(f"{name}={shown(value)}: expected {expected}")
     return found
@@ -147,9 +143,7 @@ def tensor(name: str, value: Any, expected: str = "an array of numbers", *, like
 
 def _not_finite(name: str, kind: str, where: Any, expected: str) -> ValueError:
     at = tuple(where[0].tolist())
-    return ValueError(
-        f"{name}: holds NaN or infinity{kind}, first at {at}; expected {expected}, all of them finite"
-    )
+    return ValueError(f"{name}: holds NaN or infinity{kind}, first at {at}; expected {expected}, all finite")
 
 
 def labels(name: str, value: Any, n: int | None = None) -> NDArray[Any]:
@@ -170,11 +164,9 @@ def labels(name: str, value: Any, n: int | None = None) -> NDArray[Any]:
 
 def _whole(real: NDArray[Any]) -> bool:
     """Whether int64 holds every one of these numbers exactly."""
-    if real.size == 0:
-        return True
     if real.dtype.kind == "f":
         return bool(np.isfinite(real).all() and (real == np.round(real)).all() and (np.abs(real) < 2**53).all())
-    return real.dtype.kind != "u" or int(real.max()) < 2**63
+    return real.dtype.kind != "u" or int(real.max(initial=0)) < 2**63
 
 
 def plain(name: str, value: Any, expected: str) -> NDArray[Any]:

@@ -28,19 +28,13 @@ T = TypeVar("T")
 
 def scale_name() -> str:
     """Name of the scale at which this process runs, ``"quick"`` or ``"full"``."""
-    name = os.environ.get("NCLIB_SCALE") or "quick"
-    return inputs.choice("NCLIB_SCALE", name, ("quick", "full"))
+    return inputs.choice("NCLIB_SCALE", os.environ.get("NCLIB_SCALE") or "quick", ("quick", "full"))
 
 
 def scale(*, quick: T, full: T) -> T:
-    """Pick the value that belongs to the scale of this run, which ``NCLIB_SCALE`` names.
+    """Pick the value that belongs to the scale of this run, which ``NCLIB_SCALE`` names (else ValueError).
 
     A chapter has one code path; only sizes, times and numbers of seeds differ between the scales.
-
-    Raises
-    ------
-    ValueError
-        If ``NCLIB_SCALE`` is neither ``quick`` nor ``full``.
 
     Examples
     --------
@@ -53,12 +47,8 @@ def scale(*, quick: T, full: T) -> T:
 def device() -> torch.device:
     """Device on which training runs: ``NCLIB_DEVICE`` when set, else CUDA, else the CPU.
 
-    Apple's ``mps`` must be asked for by name, since it has no float64.
-
-    Raises
-    ------
-    ValueError
-        If ``NCLIB_DEVICE`` names a device that PyTorch does not know or that is not there.
+    Apple's ``mps`` must be asked for by name, since it has no float64.  ValueError if ``NCLIB_DEVICE`` names a
+    device that PyTorch does not know or that is not there.
 
     Examples
     --------

@@ -20,8 +20,7 @@ def shell() -> Any:
 
 def audience() -> Literal["person", "log", "program"]:
     """Who is watching: a person at a terminal or notebook, a log file, or a program that executes a notebook."""
-    kernel = getattr(shell(), "kernel", None)
-    if kernel is not None:
+    if (kernel := getattr(shell(), "kernel", None)) is not None:
         # A program that executes a notebook (nbclient, papermill) allows no input; a person's front end does.
         return "person" if getattr(kernel, "_allow_stdin", False) else "program"
     return "person" if sys.stdout is not None and sys.stdout.isatty() else "log"
@@ -66,9 +65,8 @@ def _lines(total: int, what: str, start: int) -> Callable[[int, str], None]:
             return
         printed, spent = now, now - began
         left = spent * (total - done) / (done - start)
-        share = f"{done}/{total} ({done / total:.0%})"
-        times = f"{_clock(spent)} spent, about {_clock(left)} left"
-        print(f"{what}: {share}, {times}{f', {note}' if note else ''}", flush=True)
+        times = f"{_clock(spent)} spent, about {_clock(left)} left{f', {note}' if note else ''}"
+        print(f"{what}: {done}/{total} ({done / total:.0%}), {times}", flush=True)
 
     return line
 

@@ -7,7 +7,7 @@ through the same checks.  Every random choice derives from ``seed``; no global g
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -122,14 +122,10 @@ class Data:
             device, dtype = None, device
         device = inputs.device("device", device)
         dtype = self.x.dtype if dtype is None else inputs.dtype("dtype", dtype)
-        return replace(
-            self,
-            x=_cast("x", self.x, dtype, device),
-            labels=self.labels.to(device=device),
-            x_test=_cast("x_test", self.x_test, dtype, device),
-            labels_test=self.labels_test.to(device=device),
-            truth=tuple(_cast("truth", weight, dtype, device) for weight in self.truth),
-        )
+        x, x_test = (_cast(word, getattr(self, word), dtype, device) for word in ("x", "x_test"))
+        labels, labels_test = (part.to(device=device) for part in (self.labels, self.labels_test))
+        truth = tuple(_cast("truth", weight, dtype, device) for weight in self.truth)
+        return Data(self.name, self.classes, x, labels, x_test, labels_test, truth, self.bayes_error)
 
     def _targets(self, labels: Tensor) -> Tensor:
         if len(self.classes) == 2:
@@ -188,8 +184,7 @@ def data(
         independently).  Default: 80% of digits, 12 synthetic points, the whole official training set.
         A smaller `n` with the same seed is a subset of a larger one.
     n_test
-        Test points in all.  Default: all that is left of digits, 1,000 synthetic points, the official
-        test set.
+        Test points in all.  Default: what is left of digits, 1,000 synthetic points, the official test set.
     seed
         Fixes the split, the synthetic truth and sample, and the label noise.
     unit_norm
@@ -210,11 +205,6 @@ def data(
     dtype, device
         Of the inputs.
 
-    Raises
-    ------
-    ValueError
-        For an unknown name, class or option, and for a number out of range; the message says what to write.
-
     Notes
     -----
     Dividing by the norm keeps the sign of every bias-free network, hence the truth of both synthetic sets.
@@ -234,7 +224,10 @@ def data(
     inputs.choice("name", name, NAMES)
     given: dict[str, Any] = {"d": d, "width": width, "separation": separation, "verify": verify}
     options = {option: value for option, value in given.items() if value is not None}
-    _check_options(name, options)
+    for option, value in options.items():
+        if name not in _OWNERS[option]:
+            names = ", ".join(map(repr, _OWNERS[option]))
+            raise ValueError(f"{option}={value!r}: no option of {name!r}, only of {names}; leave it out")
     seed = inputs.seed("seed", seed)
     if name in SYNTHETIC:
         from . import synthetic
@@ -273,22 +266,16 @@ def from_arrays(
     Parameters
     ----------
     x, x_test
-        Finite real inputs: vectors (N, d) or images (N, C, H, W).
+        Real inputs, vectors (N, d) or images (N, C, H, W), finite (in `dtype` too) and unmasked.
     labels, labels_test
         Integers or strings (N,).
     name
         What to call the set.
     classes
-        The label values to keep, in label order.  Default: all values of `labels`, sorted, except that
+        The label values to keep, two or more, in label order.  Default: all values of `labels`, sorted, except that
         labels -1 and +1 are taken in the order (+1, -1), so that ``y`` equals the labels given.
     seed, unit_norm, standardise, noise, dtype, device
         As in `data`; `standardise` works channel by channel on images, entry by entry on vectors.
-
-    Raises
-    ------
-    ValueError
-        For NaN, infinite or masked inputs, inputs that `dtype` cannot hold, shapes that do not fit, unknown
-        classes, or fewer than two.
 
     Examples
     --------
@@ -309,10 +296,8 @@ def from_arrays(
         present = [1, -1]
     unknown = sorted(set(values_test.tolist()) - set(present), key=str)
     if unknown and classes is None:
-        raise ValueError(
-            f"labels_test: value {unknown[0]!r} is not among the training labels; leave those rows out, "
-            f"or list the classes to keep in `classes`"
-        )
+        mend = "leave those rows out, or list the classes to keep in `classes`"
+        raise ValueError(f"labels_test: value {unknown[0]!r} is not among the training labels; {mend}")
     keep = [present[k] for k in check_classes(name, present if classes is None else classes, present)]
     marks, marks_test = relabel(values, keep), relabel(values_test, keep)
     kept, kept_test = marks >= 0, marks_test >= 0
@@ -373,10 +358,9 @@ def _cast(word: str, x: Tensor, dtype: torch.dtype, device: torch.device | None)
     if cast.dtype.itemsize < x.dtype.itemsize or cast.dtype == torch.float16 != x.dtype:
         rows = x.flatten(1).any(1).to(cast.device) & ~cast.flatten(1).any(1)
         if not bool(cast.isfinite().all()) or bool(rows.any()):
-            raise ValueError(
-                f"{word}: numbers as large as {x.abs().max():.3g} or as small as {x.abs()[x != 0].min():.3g} "
-                f"do not fit into {dtype}; write dtype=torch.float64, or divide by abs({word}).max()"
-            )
+            what = f"numbers as large as {x.abs().max():.3g} or as small as {x.abs()[x != 0].min():.3g}"
+            mend = f"write dtype=torch.float64, or divide by abs({word}).max()"
+            raise ValueError(f"{word}: {what} do not fit into {dtype}; {mend}")
     return cast
 
 
@@ -392,15 +376,6 @@ def _normalise(word: str, x: Tensor) -> None:
         norms[odd] = flat[odd].norm(dim=1)
     zero = (norms == 0).nonzero()
     if len(zero):
-        raise ValueError(
-            f"{word}: row {int(zero[0])} is all zeros, which cannot be scaled to norm 1; "
-            f"leave it out, or write unit_norm=False"
-        )
+        what = f"row {int(zero[0])} is all zeros, which cannot be scaled to norm 1"
+        raise ValueError(f"{word}: {what}; leave it out, or write unit_norm=False")
     flat.div_(norms[:, None])
-
-
-def _check_options(name: str, options: dict[str, Any]) -> None:
-    for option, value in options.items():
-        if name not in _OWNERS[option]:
-            names = ", ".join(map(repr, _OWNERS[option]))
-            raise ValueError(f"{option}={value!r}: no option of {name!r}, only of {names}; leave it out")

@@ -41,8 +41,8 @@ class Source:
     folder: str  # in NCLIB_DATA and in the cache
     md5: dict[str, str]  # by file to download
     classes: tuple[str, ...]
-    shape: tuple[int, int, int]  # of one image: channels, height, width
-    counts: tuple[int, int]  # training and test images
+    shape: tuple[int, int, int] = (1, 28, 28)  # of one image: channels, height, width
+    counts: tuple[int, int] = (60_000, 10_000)  # training and test images
 
 
 _IDX = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz")
@@ -67,8 +67,6 @@ SOURCES = {
             "ec29112dd5afa0611ce80d1b7f02629c",
         ),
         classes=tuple("0123456789"),
-        shape=(1, 28, 28),
-        counts=(60_000, 10_000),
     ),
     "fashion-mnist": Source(
         base_url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
@@ -83,8 +81,6 @@ SOURCES = {
             *("t-shirt", "trouser", "pullover", "dress", "coat"),
             *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
         ),
-        shape=(1, 28, 28),
-        counts=(60_000, 10_000),
     ),
     "cifar10": Source(
         base_url="https://www.cs.toronto.edu/~kriz/",
@@ -101,24 +97,15 @@ def load(name: str, *, verify: bool = True) -> Raw:
     """Read ``"digits"`` or an image set of `SOURCES` as bytes (N, C, H, W), after downloading it if need be.
 
     `verify` compares md5 checksums, or numbers of images where there is no official checksum (CIFAR-10's unpacked
-    batches); False goes on with whatever can be read.
-
-    Raises
-    ------
-    FileNotFoundError
-        If NCLIB_DATA is set and lacks a file.
-    ValueError
-        If a file is damaged, or not the official one.
-    ConnectionError, OSError
-        If a file cannot be downloaded, or not be stored.
+    batches); False goes on with whatever can be read.  FileNotFoundError if NCLIB_DATA is set and lacks a file,
+    ValueError if one is damaged or not the official one, ConnectionError or OSError if it cannot be downloaded
+    or stored.
     """
     if name == "digits":
         return _digits()
     given = os.environ.get("NCLIB_DATA")
-    folder = Path(given).expanduser() if given else cache_folder()
-    folder = folder / SOURCES[name].folder
-    read = _load_batches if name == "cifar10" else _load_idx
-    return read(name, folder, bool(given), verify)
+    folder = (Path(given).expanduser() if given else cache_folder()) / SOURCES[name].folder
+    return (_load_batches if name == "cifar10" else _load_idx)(name, folder, bool(given), verify)
 
 
 def cache_folder() -> Path:
@@ -144,32 +131,26 @@ def _download(source: Source, folder: Path, verify: bool, ready: Callable[[], bo
                 left.unlink()
             for file in () if ready() else registry:
                 _fetch(store, file)
+    except ConnectionError:
+        raise
     except OSError as error:
-        if isinstance(error, ConnectionError):
-            raise
-        raise OSError(
-            error.errno or errno.EACCES,
-            f"cannot store {source.folder} in {folder.parent} ({error.strerror or error}); make the folder "
-            f"writable and leave room, or point NCLIB_DATA to a folder that already holds the files",
-        ) from error
+        what = f"cannot store {source.folder} in {folder.parent} ({error.strerror or error})"
+        mend = "make the folder writable and leave room, or point NCLIB_DATA to a folder that holds the files"
+        raise OSError(error.errno or errno.EACCES, f"{what}; {mend}") from error
 
 
 def _fetch(store: Any, file: str) -> None:
-    url = store.base_url + file
+    url, mend = store.base_url + file, "put the official file into a folder that NCLIB_DATA names"
     try:
         store.fetch(file, downloader=_receive)
     except ValueError as error:  # pooch's word for a wrong checksum
-        raise ValueError(
-            f"{url}: the server sends a file whose md5 is not the official one ({TRIES} attempts); put the "
-            f"official file into a folder that NCLIB_DATA names, or go on with verify=False"
-        ) from error
+        what = f"the server sends a file whose md5 is not the official one ({TRIES} attempts)"
+        raise ValueError(f"{url}: {what}; {mend}, or go on with verify=False") from error
     except OSError as error:
         if error.errno or isinstance(error, PermissionError):  # what the network raises has no number
             raise
-        raise ConnectionError(
-            f"cannot download {url}: {error} ({TRIES} attempts); try again later, or put the file into a folder "
-            f"that NCLIB_DATA names"
-        ) from error
+        what = f"cannot download {url}: {error} ({TRIES} attempts)"
+        raise ConnectionError(f"{what}; try again later, or {mend}") from error
     if file.endswith(".tar.gz"):
         _unpack(Path(store.path, file))
 
@@ -209,9 +190,8 @@ def _unpack(archive: Path) -> None:
                 assert member is not None  # a regular file: it was looked up by name
                 write(folder / name, member.read())
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, KeyError) as error:
-        raise ValueError(
-            f"{archive}: not the official archive ({error}); delete it and load again with verify=True"
-        ) from error
+        mend = "delete it and load again with verify=True"
+        raise ValueError(f"{archive}: not the official archive ({error}); {mend}") from error
     archive.unlink()
 
 
@@ -226,10 +206,8 @@ def _load_idx(name: str, folder: Path, given: bool, verify: bool) -> Raw:
     def read(images: str, labels: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         x, marks = read_idx(folder / images), read_idx(folder / labels)
         if x.shape[1:] != source.shape[1:] or marks.shape != x.shape[:1]:
-            raise ValueError(
-                f"{folder / images}: images of shape {x.shape} and labels of shape {marks.shape} do not make "
-                f"{name}; replace both files by the official ones"
-            )
+            what = f"images of shape {x.shape} and labels of shape {marks.shape} do not make {name}"
+            raise ValueError(f"{folder / images}: {what}; replace both files by the official ones")
         return x[:, None], _check_labels(folder / labels, marks, len(source.classes))
 
     return Raw(source.classes, *read(*_IDX), *read(*_IDX_TEST), divisor=255.0)
@@ -247,9 +225,8 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         raise ValueError(f"{path}: not an idx file of bytes; replace it by the official one")
     shape = tuple(np.frombuffer(content, ">u4", rank, offset=4).tolist())
     if len(content) - start != math.prod(shape):
-        raise ValueError(
-            f"{path}: {len(content) - start} values where the header says {shape}; replace it by the official one"
-        )
+        what = f"{len(content) - start} values where the header says {shape}"
+        raise ValueError(f"{path}: {what}; replace it by the official one")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
@@ -261,12 +238,10 @@ def _load_batches(name: str, folder: Path, given: bool, verify: bool) -> Raw:
     for path in paths:
         _check_given(name, path, None)
     train, test = read_batches(paths[:-1], source.shape), read_batches(paths[-1:], source.shape)
-    found = (len(train), len(test))
-    if verify and found != source.counts:
-        raise ValueError(
-            f"{folder}: {found[0]} + {found[1]} images, where {name} has {source.counts[0]} + "
-            f"{source.counts[1]}; complete the folder, or write verify=False to go on with what is there"
-        )
+    found, known = (f"{a} + {b}" for a, b in ((len(train), len(test)), source.counts))
+    if verify and found != known:
+        mend = "complete the folder, or write verify=False to go on with what is there"
+        raise ValueError(f"{folder}: {found} images, where {name} has {known}; {mend}")
     if verify and given:
         _say_once(f"{name}: unpacked batches have no official checksum; sizes and labels are right")
 
@@ -283,16 +258,11 @@ def read_batches(paths: list[Path], shape: tuple[int, int, int]) -> NDArray[np.u
     sizes = [path.stat().st_size for path in paths]
     for path, size in zip(paths, sizes, strict=True):
         if size % width or not size:
-            raise ValueError(
-                f"{path}: {size} bytes, not a multiple of {width} (a label and an image); "
-                f"the file is cut short: replace it"
-            )
+            what = f"{size} bytes, not a multiple of {width} (a label and an image)"
+            raise ValueError(f"{path}: {what}; the file is cut short: replace it")
     rows = np.empty((sum(sizes) // width, width), dtype=np.uint8)
-    start = 0
-    for path, size in zip(paths, sizes, strict=True):
-        stop = start + size // width
-        rows[start:stop] = np.fromfile(path, dtype=np.uint8).reshape(-1, width)
-        start = stop
+    for path, own in zip(paths, np.split(rows, np.cumsum(sizes)[:-1] // width), strict=True):
+        own[:] = np.fromfile(path, dtype=np.uint8).reshape(-1, width)
     return rows
 
 
@@ -305,15 +275,11 @@ def _is_right(path: Path, md5: str | None) -> bool:
 def _check_given(name: str, path: Path, md5: str | None) -> None:
     """Make sure that a file of a user's folder is there and, with a checksum, that it is the official one."""
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such file, but {name!r} needs it; put the official file there, "
-            f"or unset NCLIB_DATA to download it"
-        )
+        mend = "put the official file there, or unset NCLIB_DATA to download it"
+        raise FileNotFoundError(f"{path}: no such file, but {name!r} needs it; {mend}")
     if not _is_right(path, md5):
-        raise ValueError(
-            f"{path}: its md5 is not the official {md5}; replace the file, "
-            f"or write verify=False to go on with it as it is"
-        )
+        mend = "replace the file, or write verify=False to go on with it as it is"
+        raise ValueError(f"{path}: its md5 is not the official {md5}; {mend}")
 
 
 def _check_labels(path: Path, labels: NDArray[np.uint8], k: int) -> NDArray[np.int64]:

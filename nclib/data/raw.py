@@ -43,10 +43,11 @@ def rng(seed: int, *stream: int) -> np.random.Generator:
 def check_classes(name: str, classes: Any, known: Sequence[Any]) -> list[int]:
     """Positions in `known` of classes given by value, or by index where values are names."""
     numbered = list(map(str, known)) == list(map(str, range(len(known))))
-    spelled = (
-        f"0..{len(known) - 1}" if numbered else ", ".join([*map(repr, known[:20]), *["..."][: len(known) // 21]])
-    )
-    mend = f"{name} has classes {spelled}; write two or more of them, e.g. classes={_example(known)}"
+    listed = ", ".join([*map(repr, known[:20]), *["..."][: len(known) // 21]])
+    spelled = f"0..{len(known) - 1}" if numbered else listed
+    pair = (known[3], known[8]) if len(known) == 10 else tuple(known[:2])
+    example = tuple(int(value) if str(value).isdigit() else value for value in pair)
+    mend = f"{name} has classes {spelled}; write two or more of them, e.g. classes={example!r}"
     if isinstance(classes, str | bytes) or not isinstance(classes, Sequence | range | np.ndarray):
         raise ValueError(f"classes={classes!r}: expected a sequence; {mend}")
     named = all(isinstance(value, str) for value in known)
@@ -64,11 +65,6 @@ def check_classes(name: str, classes: Any, known: Sequence[Any]) -> list[int]:
     if len(set(chosen)) < len(chosen):
         raise ValueError(f"classes={classes!r}: a class stands twice; {mend}")
     return chosen
-
-
-def _example(known: Sequence[Any]) -> str:
-    pair = (known[3], known[8]) if len(known) == 10 else tuple(known[:2])
-    return repr(tuple(int(value) if str(value).isdigit() else value for value in pair))
 
 
 def relabel(labels: NDArray[Any], keep: Sequence[Any]) -> Ints:
@@ -89,10 +85,8 @@ def choose(name: str, raw: Raw, classes: Any, n: int | None, n_test: int | None,
     queues = _queues(labels, len(keep), seed, 0)
     total = sum(map(len, queues))
     pooled = len(raw.x_test) == 0
-    if n is None:
-        n = round(TRAIN_SHARE * total) if pooled else total
-    n = inputs.count("n", n, len(keep), total)
-    rows, rest = _take(queues, n)
+    whole = round(TRAIN_SHARE * total) if pooled else total
+    rows, rest = _take(queues, inputs.count("n", whole if n is None else n, len(keep), total))
     x_test = raw.x_test
     if pooled:
         x_test, labels_test, rest = raw.x, labels, [queue[::-1] for queue in rest]

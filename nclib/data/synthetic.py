@@ -29,10 +29,8 @@ def teacher(n: int, n_test: int, *, seed: int, classes: Any = None, d: int = 20,
     if n < 2:
         raise ValueError(f"n={n}: 'teacher' needs a point of each of its two classes; write n=2 or more")
     if width % 2:
-        raise ValueError(
-            f"width={width}: the teacher's neurons come in pairs; write an even width, e.g. width={width + 1}"
-        )
-
+        mend = f"write an even width, e.g. width={width + 1}"
+        raise ValueError(f"width={width}: the teacher's neurons come in pairs; {mend}")
     for attempt in range(TEACHER_TRIES):
         generator = rng(seed, TRUTH, attempt)
         half = generator.standard_normal((width // 2, d))
@@ -48,10 +46,8 @@ def teacher(n: int, n_test: int, *, seed: int, classes: Any = None, d: int = 20,
             labels_test = _signs(x_test, first, second)
             truth = (first, second[None, :])
             return Raw(("+1", "-1"), x, labels, x_test, labels_test, truth=truth, bayes_error=0.0)
-    raise ValueError(
-        f"n={n}, d={d}, width={width}: {TEACHER_TRIES} teachers in a row gave one class only; "
-        f"write a larger n, d or width"
-    )
+    what = f"{TEACHER_TRIES} teachers in a row gave one class only"
+    raise ValueError(f"n={n}, d={d}, width={width}: {what}; write a larger n, d or width")
 
 
 def _signs(x: Floats, first: Floats, second: Floats) -> Ints:
@@ -75,10 +71,9 @@ def gaussians(n: int, n_test: int, *, seed: int, classes: Any = None, d: int = 2
         labels = rng(seed, stream, 1).integers(0, k, count)
         return means[labels] + rng(seed, stream, 0).standard_normal((count, d)), labels
 
-    rule = means if k > 2 else means[:1] - means[1:]
-    names = tuple(str(index) for index in range(k))
-    error = gaussians_error(k, edge)
-    return Raw(names, *draw(n, TRAIN), *draw(n_test, TEST), truth=(rule,), bayes_error=error)
+    truth = (means if k > 2 else means[:1] - means[1:],)
+    names, error = tuple(map(str, range(k))), gaussians_error(k, edge)
+    return Raw(names, *draw(n, TRAIN), *draw(n_test, TEST), truth=truth, bayes_error=error)
 
 
 def simplex(k: int, d: int, edge: float, generator: np.random.Generator) -> Floats:

@@ -7,6 +7,7 @@ depends on data, so it can be used with `torch.func.functional_call` and `torch.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,9 +109,8 @@ class WeightNormLayer(Layer):
 class BatchNorm(nn.Module):
     """Batch normalisation per channel without an affine part, $(a - m)/\\sqrt{s^2 + ε}$.
 
-    In training mode $m, s^2$ are mean and *biased* variance of the batch and nothing is stored; in
-    evaluation mode they are the buffers `mean` and `var`, set by `nclib.calibrate` and NaN before, so that
-    a forgotten calibration cannot go unseen.
+    In training mode $m, s^2$ are mean and *biased* variance of the batch and nothing is stored; in evaluation mode
+    they are the buffers `mean` and `var`, set by `nclib.calibrate`; NaN before, so that its omission shows.
     """
 
     mean: Tensor
@@ -152,8 +152,7 @@ class Architecture:
 
     def shapes(self, input_shape: tuple[int, ...], outputs: int) -> list[LayerShape]:
         """Shapes of the layers k = 1..L for this input."""
-        shape = inputs.counts("input_shape", input_shape, "(64,) or (3, 32, 32)")
-        if not shape:
+        if not (shape := inputs.counts("input_shape", input_shape, "(64,) or (3, 32, 32)")):
             raise ValueError("input_shape=(): write the shape of one input, e.g. (64,) or (3, 32, 32)")
         return self._shapes(shape, inputs.count("outputs", outputs, 1))
 
@@ -185,8 +184,7 @@ class Architecture:
         Parameters
         ----------
         input_shape
-            Shape of one input without the sample axis: any for `mlp`, (channels, height, width) for
-            `convnet` and `resnet18`.
+            Shape of one input without the sample axis: any for `mlp`, else (channels, height, width).
         outputs
             Number of outputs, at least 1.
         init_norm
@@ -244,8 +242,7 @@ class ResNet18(Architecture):
         channels, *_ = _image_shape("resnet18", input_shape)
         shapes = [LayerShape((self.widths[0], channels, 3, 3), stride=1)]
         for old, new, stride in self._blocks():
-            shapes.append(LayerShape((new, old, 3, 3), stride=stride))
-            shapes.append(LayerShape((new, new, 3, 3), stride=1))
+            shapes += [LayerShape((new, old, 3, 3), stride=stride), LayerShape((new, new, 3, 3), stride=1)]
             if stride != 1:
                 shapes.append(LayerShape((new, old, 1, 1), stride=stride))
         return [*shapes, LayerShape((outputs, self.widths[-1]))]
@@ -309,8 +306,7 @@ class Net(nn.Module):
     def head(self, features: Tensor) -> Tensor:
         """Last layer on `features` (N, d): (N,) for one output, (N, K) for several."""
         out: Tensor = self.layers[-1](features)
-        if self.scale is not None:
-            out = out * self.scale
+        out = out if self.scale is None else out * self.scale
         return out.squeeze(1) if self.outputs == 1 else out
 
     def forward(self, x: Tensor) -> Tensor:
@@ -329,10 +325,9 @@ def mlp(widths: Sequence[int] = (64, 64), norm: Norm = "none", *, eps: float = 1
         "wn", $W_k = g_k v_k/‖v_k‖$; "lm", $f = ρ f_V$, where `nclib.train` puts every $V_k$ back on its
         sphere, $‖V_k‖ = 1$, after each step.
     eps
-        BN's ε, ≥ 0.  The usual 1e-5 is *not* small against the variances of unit-norm inputs under
-        small initial norms: the layer is then no longer scale-invariant (Chapter 6).  Where a theorem
-        about scale invariance is tested take eps=0, or one far below the smallest variance.  With
-        eps=0 a channel that is constant over the batch gives NaN.
+        BN's ε, ≥ 0.  The usual 1e-5 is *not* small against the variances of unit-norm inputs under small initial
+        norms: the layer is then not scale-invariant (Chapter 6).  To test a theorem about that take eps=0, or
+        one far below the smallest variance.  With eps=0 a channel that is constant over the batch gives NaN.
 
     Examples
     --------
@@ -345,11 +340,9 @@ def mlp(widths: Sequence[int] = (64, 64), norm: Norm = "none", *, eps: float = 1
 def convnet(widths: Sequence[int] = (32, 64, 128), norm: Norm = "none", *, eps: float = 1e-5) -> ConvNet:
     """Architecture of the four-convolution network of the book's full-scale experiment.
 
-    3×3 convolutions (stride 2, padding 1) to `widths` channels, each followed by a ReLU, then one
-    convolution whose kernel covers what is left to the outputs: 4×4 for 32×32 inputs and for 28×28
-    ones (28 → 14 → 7 → 4), 1×1 for 8×8.  Any image size works.
-
-    Parameters are those of `mlp`.
+    3×3 convolutions (stride 2, padding 1) to `widths` channels, each followed by a ReLU, then one convolution
+    whose kernel covers what is left to the outputs: 4×4 for 32×32 inputs and for 28×28 ones (28 → 14 → 7 → 4),
+    1×1 for 8×8.  Any image size works.  Parameters are those of `mlp`.
 
     Examples
     --------
@@ -363,10 +356,9 @@ def convnet(widths: Sequence[int] = (32, 64, 128), norm: Norm = "none", *, eps: 
 def resnet18(norm: Norm = "bn", *, widths: Sequence[int] = (64, 128, 256, 512), eps: float = 1e-5) -> ResNet18:
     """Architecture of ResNet-18 with the stem for 32×32 images (3×3, stride 1, no max-pooling).
 
-    Bias-free; average pooling before the last layer; projections (1×1) where a block changes size.
-    Skip connections make it *not* homogeneous in its layers, so `rho` and `margins` refuse it; its
-    norms per layer and its collapse are well defined.  `net.layers` lists, block by block, the two
-    3×3 convolutions and then the projection.
+    Bias-free; average pooling before the last layer; projections (1×1) where a block changes size.  `net.layers`
+    lists, block by block, the two 3×3 convolutions and then the projection.  Skip connections make it *not*
+    homogeneous in its layers, so `rho` and `margins` refuse it; its norms per layer and its collapse are defined.
 
     Parameters
     ----------
@@ -393,10 +385,8 @@ def resnet18(norm: Norm = "bn", *, widths: Sequence[int] = (64, 128, 256, 512), 
 
 def _image_shape(name: str, input_shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(input_shape) != 3:
-        raise ValueError(
-            f"input_shape={input_shape}: {name} needs (channels, height, width), e.g. (3, 32, 32); "
-            "use mlp for flat inputs"
-        )
+        needs = f"{name} needs (channels, height, width), e.g. (3, 32, 32)"
+        raise ValueError(f"input_shape={input_shape}: {needs}; use mlp for flat inputs")
     return input_shape
 
 
@@ -411,11 +401,9 @@ def checked(net: Net) -> Net:
 
 def taken(net: Net, x: inputs.Arrays, *, least: int = 1) -> Tensor:
     """Inputs (N, ...) in the type and on the device of a network, both checked."""
-    found = inputs.tensor("x", x, "one input a row", like=next(checked(net).parameters()))
-    try:
+    found, fits = inputs.tensor("x", x, "one input a row", like=next(checked(net).parameters())), False
+    with contextlib.suppress(ValueError):
         fits = net.arch.shapes(tuple(found.shape[1:]), net.outputs) == [layer.shape for layer in net.layers]
-    except ValueError:
-        fits = False
     if not fits:
         raise ValueError(f"x: shape {tuple(found.shape)}; this network takes {('N', *net.input_shape)}")
     if len(found) < least:
@@ -425,10 +413,9 @@ def taken(net: Net, x: inputs.Arrays, *, least: int = 1) -> Tensor:
 
 def init_norms(init_norm: Any) -> float | tuple[float, ...]:
     """A positive number, or a tuple of them."""
-    try:
-        several = None if isinstance(init_norm, str) else tuple(init_norm)
-    except TypeError:
-        several = None
+    several: tuple[Any, ...] = ()
+    with contextlib.suppress(TypeError):
+        several = () if isinstance(init_norm, str) else tuple(init_norm)
     expected = "a positive number, or one per layer, e.g. (1.0, 2.0)"
     found = [inputs.number("init_norm", r, expected, lambda r: r > 0) for r in several or [init_norm]]
     return tuple(found) if several else found[0]
@@ -451,7 +438,5 @@ def _initialise(net: Net, init_norm: float | Sequence[float], seed: int) -> None
         held.append((net.scale.detach(), math.prod(norms)))
     for found, wanted in held:
         if not (0 < wanted < math.inf and 0.98 < found.item() / wanted < 1.02):
-            raise ValueError(
-                f"init_norm={init_norm!r}: a norm of {wanted:.3g} is beyond the network's type; "
-                "write init_norm=1.0, or dtype=torch.float64"
-            )
+            what = f"a norm of {wanted:.3g} is beyond the network's type"
+            raise ValueError(f"init_norm={init_norm!r}: {what}; write init_norm=1.0, or dtype=torch.float64")

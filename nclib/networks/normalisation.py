@@ -8,11 +8,10 @@ $$\hat W = \mathrm{diag}\Big(\frac1{\sqrt{s^2+ε}}\Big)W,\qquad \hat b = -\frac{
 The folded network computes the same function, and ρ and the margins of a normalised network are those
 of its folded form.
 
-**A trap.**  It is tempting to divide the *norm* of the layer by the norm of the vector of standard
-deviations, $‖W‖_F/‖s‖_2$, instead of dividing each row by its own.  Where the $C$ channels have equal $s$,
-that is too small by $\sqrt C$ for each normalised layer, a factor of $\sqrt{32·64·128} = 512$ for `convnet()`
-(Chapters 1 and 15).  With unequal $s$ (and rows of equal norm, ε = 0) it is worse, by Cauchy and Schwarz:
-$\sum_i s_i^2\sum_i s_i^{-2} ≥ C^2$.
+**A trap.**  It is tempting to divide the *norm* of the layer by the norm of the vector of standard deviations,
+$‖W‖_F/‖s‖_2$, instead of dividing each row by its own.  Where the $C$ channels have equal $s$, that is too small by
+$\sqrt C$ for each normalised layer, a factor of $\sqrt{32·64·128} = 512$ for `convnet()` (Chapters 1 and 15).  With
+unequal $s$ (and rows of equal norm, ε = 0) it is worse, by Cauchy and Schwarz: $\sum_i s_i^2\sum_i s_i^{-2} ≥ C^2$.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def calibrate(net: Net, x: inputs.Arrays, *, chunk: int | None = None, max_bytes
     Layer by layer: mean and *biased* variance (divided by N, as BN normalises in training) of the
     layer's pre-activations over all of `x`, given the exact statistics of the layers before.  Hence
     evaluation mode on `x` equals training mode with `x` as one batch.  Reductions in float64.
-    The outputs, in evaluation mode, (N,) or (N, K), come for nothing.
+    The outputs, in evaluation mode, (N,) or (N, K), come for nothing; ValueError where they overflow.
 
     Parameters
     ----------
@@ -50,11 +49,6 @@ def calibrate(net: Net, x: inputs.Arrays, *, chunk: int | None = None, max_bytes
     max_bytes
         As long as the activations of all chunks fit in this, every layer runs once; otherwise the
         layers before are run again for each BN layer.
-
-    Raises
-    ------
-    ValueError
-        Inputs that do not fit or are not finite, a network that is not, and outputs that overflow.
 
     Examples
     --------
@@ -201,12 +195,8 @@ def fold(net: Net) -> Net:
     Parameters
     ----------
     net
-        Network; with BN it must have been calibrated (`calibrate(net, x_train)`).
-
-    Raises
-    ------
-    ValueError
-        BN statistics are missing, a channel has no variance and ε is 0, or weights are not finite.
+        Network; with BN it must have been calibrated (`calibrate(net, x_train)`), and where ε is 0 no channel may
+        have variance 0: else ValueError, as where weights are not finite.
 
     Examples
     --------
@@ -218,8 +208,8 @@ def fold(net: Net) -> Net:
     True
     """
     weights, biases = _fold(checked(net))
-    arch = replace(net.arch, norm="none")
-    plain = Net(arch, net.input_shape, net.outputs, bias=any(b is not None for b in biases))
+    biased = any(b is not None for b in biases)
+    plain = Net(replace(net.arch, norm="none"), net.input_shape, net.outputs, bias=biased)
     plain = plain.to(weights[0].device, next(net.parameters()).dtype)
     with torch.no_grad():
         for layer, weight, bias in zip(plain.layers, weights, biases, strict=True):
@@ -255,12 +245,8 @@ def _gain(bn: BatchNorm, k: int) -> Tensor:
     """What BN layer k (from 0) multiplies each channel by in evaluation mode, in float64."""
     mean, var = bn.mean.double(), bn.var.double() + bn.eps
     if not (mean.isfinite() & var.isfinite()).all():
-        raise ValueError(
-            f"net: batch norm {k + 1} has no statistics; set them with calibrate(net, x_train) before folding"
-        )
-    if (var == 0).any():
-        raise ValueError(
-            f"net: batch norm {k + 1} has {int((var == 0).sum())} channel(s) of zero variance and eps=0, "
-            "so its output is undefined; build the network with eps > 0"
-        )
+        raise ValueError(f"net: batch norm {k + 1} has no statistics; set them with calibrate(net, x_train) first")
+    if constant := int((var == 0).sum()):
+        what = f"has {constant} channel(s) of zero variance and eps=0, so its output is undefined"
+        raise ValueError(f"net: batch norm {k + 1} {what}; build the network with eps > 0")
     return var.rsqrt()

@@ -63,17 +63,16 @@ def _finite(found: Tensor, name: str) -> Tensor:
 
 def _refuse_skips(net: Net, name: str) -> None:
     if not checked(net).arch.homogeneous:
-        raise ValueError(
-            f"net: {name} is not defined for {type(net.arch).__name__}, which is not homogeneous in its layers "
-            "(skip connections); use the norms of the layers of nclib.fold(net)"
-        )
+        what = f"{type(net.arch).__name__}, which is not homogeneous in its layers (skip connections)"
+        raise ValueError(f"net: {name} is not defined for {what}; use the norms of the layers of nclib.fold(net)")
 
 
 @torch.no_grad()
 def margins(net: Net, x: Arrays, y: Arrays, *, chunk: int = 1024) -> Tensor:
     r"""Normalised margins $m_n$ of the folded network, (N,) float64, positive where the class is right (Chapter 1).
 
-    One output, labels ±1: $m_n = y_n f_W(x_n)/ρ$.  Several: $m_n = (f_{y_n} - \max_{j≠y_n}f_j)/ρ$.
+    One output, labels ±1: $m_n = y_n f_W(x_n)/ρ$.  Several: $m_n = (f_{y_n} - \max_{j≠y_n}f_j)/ρ$.  ValueError
+    as `rho`, and where ρ = 0.
 
     Parameters
     ----------
@@ -85,11 +84,6 @@ def margins(net: Net, x: Arrays, y: Arrays, *, chunk: int = 1024) -> Tensor:
         (N,) of ±1 for one output; for several, class numbers (N,) or one-hot rows (N, K).
     chunk
         Samples at a time.
-
-    Raises
-    ------
-    ValueError
-        As `rho`, where `x` or `y` do not fit the network, and where ρ = 0.
 
     Examples
     --------
@@ -132,9 +126,8 @@ def _codes(y: Arrays, n: int, outputs: int) -> Tensor:
             raise ValueError("y: rows of a two-dimensional y must be one-hot")
         return found
     if found.ndim != 1 or not ((found >= 0) & (found < outputs) & (found == found.round())).all():
-        raise ValueError(
-            f"y: expected class numbers 0..{outputs - 1}, shape (N,), or one-hot rows, shape (N, {outputs})"
-        )
+        rows = f"one-hot rows, shape (N, {outputs})"
+        raise ValueError(f"y: expected class numbers 0..{outputs - 1}, shape (N,), or {rows}")
     return torch.nn.functional.one_hot(found.long(), outputs).double()
 
 
@@ -199,19 +192,13 @@ def balance(net: Net) -> Balance:
     Parameters
     ----------
     net
-        Network that is homogeneous in its layers; with BN, calibrated.
+        Network, with BN calibrated; its layers must follow one another in a chain, so no ResNet (ValueError).
 
     Returns
     -------
     Balance
-        `layers`, (L−1,) float64, for k = 1..L−1; `neurons`, L−1 tensors (d_k,) float64, each of which
-        sums to the entry of `layers`.  (The difference of two layers further apart is a sum of entries
-        of `layers`.)
-
-    Raises
-    ------
-    ValueError
-        A ResNet, whose layers do not follow one another in a chain.  Also as `fold`.
+        `layers`, (L−1,) float64, for k = 1..L−1; `neurons`, L−1 tensors (d_k,) float64, each of which sums to the
+        entry of `layers`.  (The difference of two layers further apart is a sum of entries of `layers`.)
 
     Examples
     --------
@@ -249,16 +236,11 @@ def last_layer(net: Net, x: Arrays, *, chunk: int = 1024) -> LastLayer:
     Parameters
     ----------
     net
-        Network; with BN, calibrated and in evaluation mode.  Under `norm="lm"` the scale ρ counts to W.
+        Network; with BN, calibrated and in evaluation mode (else ValueError).  Under `norm="lm"` ρ counts to W.
     x
         Inputs (N, ...), at least one; any array, taken to the network's type and device.
     chunk
         Samples at a time.
-
-    Raises
-    ------
-    ValueError
-        BN that is not calibrated, or not in evaluation mode; inputs that do not fit; features that overflow.
 
     Returns
     -------
@@ -292,7 +274,7 @@ def per_sample_gradients(net: Net, x: Arrays, y: Arrays, *, weight_decay: float 
     $\ell_n=(f_W(x_n)-y_n)^2$, the mean over the outputs where there are several.  The gradient on a
     mini-batch is the mean of its points' $g_{n,k}$, and that of the whole loss
     $\frac1N\sum_n\ell_n+λ\sum_k‖W_k‖^2$ the mean of all.  A ReLU at its kink has derivative 0.
-    Biases are held fixed and have no entry.
+    Biases are held fixed and have no entry.  ValueError where a gradient overflows.
 
     Parameters
     ----------
@@ -309,11 +291,6 @@ def per_sample_gradients(net: Net, x: Arrays, y: Arrays, *, weight_decay: float 
     -------
     list
         L tensors (N, …) in the shape of the layer's weight and the type of `net`.
-
-    Raises
-    ------
-    ValueError
-        The network is normalised, `x` or `y` do not fit it, or a gradient overflows.
 
     Examples
     --------

@@ -66,11 +66,9 @@ def open_run(name: str, config: Callable[[], Mapping[str, Any]]) -> Iterator[Run
             run.path.mkdir(parents=True, exist_ok=True)
             held = stack.enter_context(lock(run.path / "lock", waiting=waiting))
         except OSError as error:
-            raise OSError(
-                error.errno,
-                f"NCLIB_RUNS={base!r}: no run can be written there ({error.strerror}); "
-                "name another folder, or unset the variable to keep no runs",
-            ) from error
+            what = f"NCLIB_RUNS={base!r}: no run can be written there ({error.strerror})"
+            mend = "name another folder, or unset the variable to keep no runs"
+            raise OSError(error.errno, f"{what}; {mend}") from error
         with contextlib.suppress(OSError):
             if held:  # what killed processes left half written
                 for file in run.path.glob(".*.tmp"):
@@ -132,11 +130,9 @@ class RunFolder:
             write(self.path / file, content)
         except OSError as error:
             if not self._warned:
-                warnings.warn(
-                    f"{self.path / file}: could not be saved ({error.strerror}); training goes on, and what "
-                    "was saved before stays. Make room, or name another folder in NCLIB_RUNS",
-                    stacklevel=3,
-                )
+                what = f"{self.path / file}: could not be saved ({error.strerror}); training goes on"
+                mend = "what was saved before stays. Make room, or name another folder in NCLIB_RUNS"
+                warnings.warn(f"{what}, and {mend}", stacklevel=3)
             self._warned = True
 
 
@@ -203,11 +199,10 @@ def meaning(function: Any, argument: str = "measure") -> Any:
     try:
         return _meaning(function, "the function", [])
     except (_NotTold, RecursionError) as error:
-        what = error if isinstance(error, _NotTold) else "what holds itself"
-        raise ValueError(
-            f"{argument}={function!r}: it reads {what}, whose value cannot be made part of a run's name on disk; "
-            "pass a function that reads numbers, texts, arrays, tensors and functions only, or unset NCLIB_RUNS"
-        ) from None
+        read = error if isinstance(error, _NotTold) else "what holds itself"
+        what = f"it reads {read}, whose value cannot be made part of a run's name on disk"
+        mend = "pass a function that reads numbers, texts, arrays, tensors and functions only, or unset NCLIB_RUNS"
+        raise ValueError(f"{argument}={function!r}: {what}; {mend}") from None
 
 
 class _NotTold(Exception):

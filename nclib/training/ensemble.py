@@ -72,10 +72,8 @@ class Ensemble:
         self.net = plan.net().train()  # whose own parameters do not matter
         hyper = [plan.members[i] for i in self.numbers]
         self.seeds = [int(h["seed"]) for h in hyper]
-        self._allocate(
-            {name: p[self.numbers] for name, p in state.params.items()},
-            {name: p[self.numbers] for name, p in state.momenta.items()},
-        )
+        own = ({name: p[self.numbers] for name, p in group.items()} for group in (state.params, state.momenta))
+        self._allocate(*own)
         self.lr = self._spread([-h["lr"] for h in hyper])
         self.momentum = self._spread([h["momentum"] for h in hyper])
         self.decay = self._spread([2 * h["weight_decay"] for h in hyper])
@@ -146,13 +144,12 @@ class Ensemble:
         """The points of every step of an epoch, each (M, n); members of one seed see the same; None means all."""
         if self.batch == self.n:
             return [None]
-        independent = self.opt.sampling == "independent"
-        drawn = {
-            seed: subsets(self.n, self.batch, self.steps_per_epoch, seed, epoch)
-            if independent
-            else permutation(self.n, seed, epoch)
-            for seed in dict.fromkeys(self.seeds)
-        }
+        independent, n, steps = self.opt.sampling == "independent", self.n, self.steps_per_epoch
+
+        def draw(seed: int) -> Tensor:
+            return subsets(n, self.batch, steps, seed, epoch) if independent else permutation(n, seed, epoch)
+
+        drawn = {seed: draw(seed) for seed in dict.fromkeys(self.seeds)}
         order = torch.stack([drawn[seed] for seed in self.seeds]).to(self.x.device)
         return order.unbind(1) if independent else torch.split(order, self.batch, dim=1)
 
@@ -171,22 +168,17 @@ class Ensemble:
 
     def gradient(self, index: Tensor | None, size: Tensor) -> None:
         """Gradients of the loss without weight decay into `grads`, and into `size` what `advance` returns."""
-        if self.stack:
-            self._stacked_gradient(self.stack, index, size)
-        elif self.plan.engine == "loop":
+        if self.plan.engine == "loop":
             self._loop_gradient(index, size)
-        else:
+        elif not self.stack:
             self._vmap_gradient(index, size)
-
-    def _stacked_gradient(self, stack: StackedMLP, index: Tensor | None, size: Tensor) -> None:
-        n = self.n if index is None else index.shape[1]
-        if n not in self._rooms:
-            self._rooms[n] = Activations(stack, n)
-        if index is None:
-            stack.gradient(self._rooms[n], self.x, self.x_t, self.y_t, size)
         else:
-            x = self._samples(index)
-            stack.gradient(self._rooms[n], x, x.mT, self._targets(index).mT, size)
+            n = self.n if index is None else index.shape[1]
+            if n not in self._rooms:
+                self._rooms[n] = Activations(self.stack, n)
+            x = self.x if index is None else self._samples(index)
+            x_t, y_t = (self.x_t, self.y_t) if index is None else (x.mT, self._targets(index).mT)
+            self.stack.gradient(self._rooms[n], x, x_t, y_t, size)
 
     def _samples(self, index: Tensor) -> Tensor:
         return self.x.index_select(0, index.reshape(-1)).view(*index.shape, *self.x.shape[1:])

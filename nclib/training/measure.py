@@ -56,7 +56,8 @@ def _measure_one(ensemble: Ensemble, member: int) -> Columns:
     f_test = f.new_empty(1, 0, f.shape[2])
     if "test" in measures and len(x_test):
         f_test = torch.cat([net(part) for part in torch.split(x_test, _CHUNK)]).view(1, len(x_test), -1)
-    finite = _is_finite(net, f)
+    # The outputs, and the statistics behind them: an infinite variance makes outputs of 0.
+    finite = all(bool(part.isfinite().all()) for part in (f, *(p for bn in net.norms for p in (bn.mean, bn.var))))
     if finite:
         folded = [w.unsqueeze(0) for w in folded_weights(net)]
     else:  # a network that has diverged under BN cannot be folded
@@ -81,21 +82,12 @@ def _own(function: Function, net: Net, columns: Columns) -> dict[str, float]:
             raise TypeError
         numbers = {name: float(value) for name, value in found.items()}
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(
-            f"measure={function!r}: returned {found!r}; expected numbers by name, e.g. {{'norm': 1.0}}"
-        ) from None
+        expected = "expected numbers by name, e.g. {'norm': 1.0}"
+        raise ValueError(f"measure={function!r}: returned {found!r}; {expected}") from None
     if taken := [name for name in numbers if name in columns or name in _TAKEN]:
-        raise ValueError(
-            f"measure={function!r}: returned {taken[0]!r}, a column that the history has already; "
-            f"call it e.g. {f'my_{taken[0]}'!r}"
-        )
+        what = f"returned {taken[0]!r}, a column that the history has already"
+        raise ValueError(f"measure={function!r}: {what}; call it e.g. {f'my_{taken[0]}'!r}")
     return numbers
-
-
-def _is_finite(net: Net, f: Tensor) -> bool:
-    """Whether the outputs are, and the statistics behind them: an infinite variance makes outputs of 0."""
-    statistics = [part for bn in net.norms for part in (bn.mean, bn.var)]
-    return all(bool(part.isfinite().all()) for part in (f, *statistics))
 
 
 def _summary(
@@ -114,22 +106,25 @@ def _summary(
     if "test" in names and len(y_test):
         columns[f"test_{kind}"] = mean_loss(f_test, y_test, opt.loss, opt.reduction)
         columns["test_error"] = _share_wrong(raw_margins(f_test, y_test))
-    norms = torch.stack([torch.linalg.vector_norm(w.flatten(1), dim=1) for w in folded])
+    norms = _norms(folded)
     rho = norms.log().sum(0).exp()
     if "norms" in names:
         if ensemble.plan.arch.homogeneous:
             columns["rho"] = rho
         columns |= {f"rho_{k}": norm for k, norm in enumerate(norms, start=1)}
         if ensemble.norm == "bn":  # what weight decay acts on
-            columns |= {
-                f"weight_norm_{k}": torch.linalg.vector_norm(w[members].double().flatten(1), dim=1)
-                for k, w in enumerate(ensemble.weights(ensemble.params), start=1)
-            }
+            own = _norms([w[members].double() for w in ensemble.weights(ensemble.params)])
+            columns |= {f"weight_norm_{k}": norm for k, norm in enumerate(own, start=1)}
     if "margins" in names:
         columns |= _margin_columns(raw / rho.unsqueeze(1))
     if "stable_rank" in names:
         columns |= {f"stable_rank_{k}": stable_ranks(w) for k, w in enumerate(folded, start=1)}
     return {name: torch.where(fit.isfinite(), column, torch.nan) for name, column in columns.items()}
+
+
+def _norms(weights: list[Tensor]) -> Tensor:
+    """(L, M) Frobenius norms of L blocks (M, ...)."""
+    return torch.stack([torch.linalg.vector_norm(w.flatten(1), dim=1) for w in weights])
 
 
 def _share_wrong(raw: Tensor) -> Tensor:

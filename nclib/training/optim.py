@@ -87,15 +87,11 @@ class SGD:
         if on == "auto":
             return "rho" if arch.norm == "lm" else "layers"
         if arch.norm == "lm" and on != "rho":
-            raise ValueError(
-                f"weight_decay_on={on!r}: under norm='lm' every layer has norm 1 and only rho can decay; "
-                "write weight_decay_on='rho'"
-            )
+            what = f"weight_decay_on={on!r}: under norm='lm' every layer has norm 1 and only rho can decay"
+            raise ValueError(f"{what}; write weight_decay_on='rho'")
         if arch.norm == "bn" and on == "rho":
-            raise ValueError(
-                "weight_decay_on='rho': under norm='bn' the loss does not see the norms of hidden layers; "
-                "write weight_decay_on='layers' or 'last'"
-            )
+            what = "weight_decay_on='rho': under norm='bn' the loss does not see the norms of hidden layers"
+            raise ValueError(f"{what}; write weight_decay_on='layers' or 'last'")
         if not arch.homogeneous and arch.norm != "lm" and on == "rho":
             raise ValueError("weight_decay_on='rho': a ResNet has no rho; write weight_decay_on='layers'")
         return on
@@ -160,11 +156,6 @@ def sgd(
         a fresh order; the last batch may be smaller.  "independent": every batch is a fresh set of `batch`
         different points, whatever the batches before it were; an epoch is still ⌈N/batch⌉ steps.
 
-    Raises
-    ------
-    ValueError
-        A number out of its range or an unknown choice.
-
     Notes
     -----
     The loss is that of Chapters 2 to 11.  M. Xu et al., "Dynamics in deep classifiers trained with the
@@ -206,9 +197,8 @@ def _points(grid: Grid) -> Iterable[Mapping[str, Any]]:
         return (dict(zip(grid, values, strict=True)) for values in itertools.product(*axes))
     points = list(grid) if isinstance(grid, Iterable) else [grid]
     if not all(isinstance(point, Mapping) for point in points):
-        raise ValueError(
-            f"grid={grid!r}: expected values by name, e.g. dict(seed=range(8)), or a list of such dicts"
-        )
+        expected = "values by name, e.g. dict(seed=range(8)), or a list of such dicts"
+        raise ValueError(f"grid={grid!r}: expected {expected}")
     return points
 
 
@@ -242,17 +232,13 @@ def check_hyper(name: str, value: object) -> float:
 def _schedule(schedule: Any) -> Schedule:
     if isinstance(schedule, str):
         return inputs.choice("schedule", schedule, ("constant", "cosine"), ", or ((epoch, factor), ...)")
-    try:
-        pairs = tuple(
-            (inputs.count("epoch", epoch), inputs.number("factor", factor, ">= 0", lambda f: f >= 0))
-            for epoch, factor in schedule
-        )
-    except (TypeError, ValueError):
-        pairs = ()
+    pairs: tuple[tuple[int, float], ...] = ()
+    with contextlib.suppress(TypeError, ValueError):
+        least = ">= 0", lambda f: f >= 0
+        pairs = tuple((inputs.count("epoch", e), inputs.number("factor", f, *least)) for e, f in schedule)
     if not pairs or list(pairs) != sorted(pairs):
-        raise ValueError(
-            f"schedule={schedule!r}: expected pairs (epoch, factor) in order, e.g. ((200, 0.1), (350, 0.01))"
-        )
+        expected = "pairs (epoch, factor) in order, e.g. ((200, 0.1), (350, 0.01))"
+        raise ValueError(f"schedule={schedule!r}: expected {expected}")
     return pairs
 
 

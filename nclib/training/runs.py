@@ -85,10 +85,8 @@ class Plan:
 
         if arch.norm == "bn" and alone(plan.batch):
             fits = [f"batch={b}" for b in range(plan.batch + 1, plan.n + 1) if not alone(b)] or ["norm='none'"]
-            raise ValueError(
-                f"batch={opt.batch}: leaves a batch of one of the {plan.n} points, which batch norm cannot "
-                f"normalise; write {fits[0]}"
-            )
+            what = f"leaves a batch of one of the {plan.n} points, which batch norm cannot normalise"
+            raise ValueError(f"batch={opt.batch}: {what}; write {fits[0]}")
         return plan
 
     @property
@@ -206,10 +204,8 @@ def _measures(measures: str | Sequence[str | Function] | None, arch: Architectur
         if not callable(name):
             inputs.choice("measure", name, MEASURES, ", or a function of a network")
     if "margins" in chosen and not arch.homogeneous:
-        raise ValueError(
-            f"measure='margins': {type(arch).__name__} has no rho to normalise them by (skip connections); "
-            "leave 'margins' out"
-        )
+        what = f"{type(arch).__name__} has no rho to normalise them by (skip connections)"
+        raise ValueError(f"measure='margins': {what}; leave 'margins' out")
     return chosen
 
 
@@ -269,10 +265,8 @@ class State:
             elif group == "snapshots":
                 epoch, _, rest = rest.partition("/")
                 snapshots.setdefault(int(epoch), {})[rest] = torch.from_numpy(array).to(like.device, like.dtype)
-        columns = [
-            {name: arrays[f"columns/{name}"][row] for name in notes["columns"]}
-            for row in range(len(notes["measured"]))
-        ]
+        table, rows = {name: arrays[f"columns/{name}"] for name in notes["columns"]}, range(len(notes["measured"]))
+        columns = [{name: column[row] for name, column in table.items()} for row in rows]
         return cls(
             groups["params"], groups["momenta"], arrays["diverged"], notes["epoch"], notes["finished"],
             list(notes["measured"]), columns, snapshots,
@@ -326,16 +320,14 @@ class Runs:
         """One row a member, with its hyper-parameters, its status, and the step at which it diverged (or -1)."""
         import pandas as pd
 
-        diverged = self._state.diverged
-        return pd.DataFrame(
-            [
-                {"member": i, **_plain(m), "status": "ok" if at < 0 else "diverged", "diverged_at": int(at)}
-                for i, (m, at) in enumerate(zip(self._plan.members, diverged, strict=True))
-            ]
-        )
+        rows = [
+            {"member": i, **_plain(m), "status": "ok" if at < 0 else "diverged", "diverged_at": int(at)}
+            for i, (m, at) in enumerate(zip(self._plan.members, self._state.diverged, strict=True))
+        ]
+        return pd.DataFrame(rows)
 
     def model(self, member: int | None = None, *, epoch: int | None = None, **hyper: Any) -> Net:
-        """One of the networks, in evaluation mode, BN calibrated on the training set.
+        """One of the networks, on its training's device, in evaluation mode, BN calibrated on the training set.
 
         Parameters
         ----------
@@ -346,22 +338,13 @@ class Runs:
         epoch
             With ``snapshots=True``, the measured epoch to take it from; otherwise the last.
 
-        Returns
-        -------
-        On the device it was trained on.
-
-        Raises
-        ------
-        ValueError
-            No or several members fit, the member diverged, or there is no snapshot.
+        ValueError if no or several members fit, the member diverged, or there is no snapshot.
         """
         i = self._find(member, hyper)
         params = self._state.params if epoch is None else self._snapshot(epoch)
         if not self._alive(i, self._state.epoch if epoch is None else epoch):
-            raise ValueError(
-                f"member={i}: its training diverged at step {self._state.diverged[i]}, so it has no weights "
-                "to return; take another member (runs.members has their status)"
-            )
+            what = f"its training diverged at step {self._state.diverged[i]}, so it has no weights to return"
+            raise ValueError(f"member={i}: {what}; take another member (runs.members has their status)")
         net = self._plan.net()
         with torch.no_grad():
             for name, p in net.named_parameters():
@@ -385,10 +368,8 @@ class Runs:
         found = [i for i in numbers if wanted.items() <= self._plan.members[i].items()]
         if len(found) != 1:
             given = ", ".join(f"{key}={value!r}" for key, value in hyper.items()) or "member=None"
-            raise ValueError(
-                f"{given}: fits {len(found)} of {count} members; name one, e.g. model(0), or give all "
-                "the values that tell it from the others"
-            )
+            mend = "name one, e.g. model(0), or give all the values that tell it from the others"
+            raise ValueError(f"{given}: fits {len(found)} of {count} members; {mend}")
         return found[0]
 
     def _snapshot(self, epoch: int) -> dict[str, Tensor]:

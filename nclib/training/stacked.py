@@ -96,9 +96,8 @@ class StackedMLP:
                 return
             if self.norm == "bn":
                 # Every row of every member is a channel, and the samples are its image.
-                normed, mean, rstd = torch.native_batch_norm(
-                    room.rows[k], None, None, None, None, True, 0.0, self.eps
-                )
+                options = None, None, None, None, True, 0.0, self.eps
+                normed, mean, rstd = torch.native_batch_norm(room.rows[k], *options)
                 h = torch.relu_(normed.view(a.shape))
                 self._saved.append((h, mean, rstd))
             else:
@@ -126,11 +125,9 @@ class StackedMLP:
                 torch.bmm(self.transposed[k], d, out=below)
             _relu_backward_(below, h, 0, grad_input=below)
             if bn:
-                rows, d_rows = room.rows[k - 1], room.d_rows[k - 1]
-                back = _bn_backward(
-                    d_rows, rows, None, None, None, mean, rstd, True, self.eps, [True, False, False]
-                )  # fmt: skip
-                d_rows.copy_(back[0])
+                d_rows = room.d_rows[k - 1]
+                saved = None, None, None, mean, rstd, True, self.eps, [True, False, False]
+                d_rows.copy_(_bn_backward(d_rows, room.rows[k - 1], *saved)[0])
 
     def _compose(self) -> list[Tensor]:
         r"""Effective weights $W=g\,v/\lVert v\rVert$ of weight normalisation; returns the lengths of v."""

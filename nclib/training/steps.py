@@ -168,15 +168,12 @@ def step_by_step(
             before, direction = direction, _directions(weights, norm)
             norms.append(norm)
             chords.append(_norms([b - a for a, b in zip(before, direction, strict=True)]))
-    loss, slope, norm_of, chord = (
-        torch.stack(rows).double().numpy(force=True) for rows in (losses, slopes, norms, chords)
-    )
+    kept = losses, slopes, norms, chords
+    loss, slope, norm_of, chord = (torch.stack(rows).double().numpy(force=True) for rows in kept)
     lost = ~np.isfinite(np.concatenate([loss, norm_of.max(2), chord.max(2)])).all(0)
     if lost.any():
-        first = members[int(lost.argmax())]
-        raise FloatingPointError(
-            f"the loss of member {first} stopped being finite, or a layer has no norm; take a smaller lr"
-        )
+        what = f"the loss of member {members[int(lost.argmax())]} stopped being finite, or a layer has no norm"
+        raise FloatingPointError(f"{what}; take a smaller lr")
     table = pd.DataFrame([{"member": i, **m} for i, m in enumerate(members)])
     angle = 2 * np.arcsin(np.minimum(chord / 2, 1))
     return Steps(table, loss, slope, norm_of, angle, [w.cpu().clone() for w in weights])

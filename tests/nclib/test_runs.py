@@ -30,10 +30,9 @@ from hypothesis import strategies as st
 
 from nclib.data import data
 from nclib.networks.models import MLP, Net, mlp
-from nclib.training import disk, train
+from nclib.training import Session, disk, train
 from nclib.training.optim import sgd
 from nclib.training.runs import Runs
-from nclib.training.session import Session
 
 ON_LINUX = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
