@@ -188,7 +188,8 @@ def _measured(every: int | Iterable[int] | None, epochs: int) -> list[int]:
         chosen = set(range(0, epochs, inputs.count("measure_every", every, 1)))
     except ValueError:
         try:
-            chosen = set(inputs.counts("measure_every", every, "10", 0, epochs))
+            listed = list(every) if isinstance(every, set) else every  # whose order does not matter
+            chosen = set(inputs.counts("measure_every", listed, "10", 0, epochs))
         except ValueError:
             expected = f"a number of epochs >= 1, or epochs between 0 and {epochs}, e.g. measure_every=10"
             raise ValueError(f"measure_every={every!r}: expected {expected}") from None
