@@ -30,12 +30,13 @@ SEED = 2**64  #: seeds are whole numbers below it: what both NumPy's and PyTorch
 
 def count(name: str, value: Any, least: int = 0, most: int | None = None) -> int:
     """A whole number (of Python or NumPy, not a truth value) from `least` to `most`."""
+    top = _MOST if most is None else most
     try:
         number = least - 1 if getattr(value, "ndim", 0) else operator.index(value)
     except TypeError:
         number = least - 1
-    if isinstance(value, bool | np.bool_) or not least <= number <= (_MOST if most is None else most):
-        upto = f" and <= {most or _MOST}" if most is not None or number > _MOST else ""
+    if isinstance(value, bool | np.bool_) or not least <= number <= top:
+        upto = f" and <= {top}" if most is not None or number > top else ""
         expected = f"a whole number >= {least}{upto}; write e.g. {name}={least}"
         raise ValueError(f"{name}={shown(value)}: expected {expected}")
     return number

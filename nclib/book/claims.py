@@ -63,17 +63,10 @@ def chapter(name: str) -> None:
     style()
     _records.clear()
     _write()
-    facts = (
-        f"scale {scale_name()}",
-        f"device {device_name()}",
-        f"base seed {base_seed()}",
-        f"threads {torch.get_num_threads()}",
-        f"Python {python_version()}",
-        f"PyTorch {torch.__version__.partition('+')[0]}",
-        f"NumPy {np.__version__}",
-        f"SciPy {scipy.__version__}",
-    )
-    line = " · ".join(facts)
+    facts = {"scale": scale_name(), "device": device_name(), "base seed": base_seed()}
+    facts |= {"threads": torch.get_num_threads(), "Python": python_version()}
+    facts |= {"PyTorch": torch.__version__.partition("+")[0], "NumPy": np.__version__, "SciPy": scipy.__version__}
+    line = " · ".join(f"{name} {value}" for name, value in facts.items())
     _show(line, f'<p class="nc-facts">{html.escape(line)}</p>')
 
 
@@ -173,14 +166,15 @@ def claim(
     )
     _records.append(record)
     _write()
-    _show(_line(record), sentence(record), record)
+    verdict = "HOLDS" if passed else "FAILS"
+    _show(f"{verdict}  {theorem}: {statement}. {numbers(record)}", sentence(record), record)
     if not passed:
+        where = f"scale {record['scale']}, device {record['device']}, base seed {record['base_seed']}"
         raise ClaimFailed(
             f"{theorem} ({_chapter}): {statement}\n"
             f"  predicted {number(record['predicted'])}\n"
             f"  measured  {number(record['measured'])}\n"
-            f"  {criterion(record)} does not hold "
-            f"(scale {record['scale']}, device {record['device']}, base seed {record['base_seed']}).\n"
+            f"  {criterion(record)} does not hold ({where}).\n"
             "  Either the theory, the experiment or the tolerance is wrong: find out which before changing any."
         )
 
@@ -205,17 +199,14 @@ def numbers(record: Record) -> str:
     kind, _, limit = record["tolerance"].partition(" ")
     if kind not in ("rtol", "atol"):
         return f"Measured {number(m)}{behind}; must be {record['tolerance']}."
-    if isinstance(m, list) and len(set(np.ravel(p))) == 1 and (mean := spread(record)):
-        measured = f"measured {mean}{behind}"
-    elif isinstance(m, list):
-        measured = f"measured {number(m)}, {len(m)} values{behind}"
-    else:
-        measured = f"measured {number(m)}"
+    measured, most = number(m), ""
+    if isinstance(m, list):
+        mean, most = spread(record) if len(set(np.ravel(p))) == 1 else "", " at most"
+        measured = f"{mean or f'{measured}, {len(m)} values'}{behind}"
+    said = f"Predicted {number(p)}; measured {measured}"
     if record["deviation"] is None:
-        return f"Predicted {number(p)}; {measured}."
-    most = " at most" if isinstance(m, list) else ""
-    found, allowed = _size(record["deviation"], kind), _size(float(limit), kind)
-    return f"Predicted {number(p)}; {measured}; off by{most} {found}, allowed {allowed}."
+        return f"{said}."
+    return f"{said}; off by{most} {_size(record['deviation'], kind)}, allowed {_size(float(limit), kind)}."
 
 
 def _size(error: float, kind: str) -> str:
@@ -259,11 +250,6 @@ def spread(record: Record) -> str:
     return f"{centre:.{max(digits, 0)}f} ± {half:.{max(digits, 0)}f}"
 
 
-def _line(record: Record) -> str:
-    verdict = "HOLDS" if record["passed"] else "FAILS"
-    return f"{verdict}  {record['theorem']}: {record['statement']}. {numbers(record)}"
-
-
 def _numbers(name: str, value: Any, *, finite: bool = True) -> NDArray[np.float64]:
     found = inputs.array(name, value, "a number or an array of numbers", finite=finite)
     if found.size == 0:
@@ -274,8 +260,8 @@ def _numbers(name: str, value: Any, *, finite: bool = True) -> NDArray[np.float6
 def _judge(m: NDArray[np.float64], p: NDArray[np.float64] | None, given: dict[str, Any]) -> tuple[float, str, bool]:
     """Worst deviation (how far the criterion is from being exceeded, in its own unit), its text, the verdict."""
     if len(given) != 1:
-        names = "rtol, atol, at_most, at_least, between"
-        raise ValueError(f"give one criterion of {names}; given: {', '.join(given) or 'none'}")
+        found = ", ".join(given) or "none"
+        raise ValueError(f"give one criterion of rtol, atol, at_most, at_least, between; given: {found}")
     ((key, value),) = given.items()
     if key in ("rtol", "atol"):
         if p is None:
@@ -294,15 +280,14 @@ def _judge(m: NDArray[np.float64], p: NDArray[np.float64] | None, given: dict[st
     if key == "between" and limits.shape != (2,):
         raise ValueError(f"between={value}: write two numbers, (low, high)")
     low, high = limits if key == "between" else (limits, math.inf) if key == "at_least" else (-math.inf, limits)
+    if key == "between" and not low <= high:
+        raise ValueError(f"between={value}: the first number must not exceed the second")
     lower, upper = np.asarray(low), np.asarray(high)
-    _broadcast(key, lower, m)
-    _broadcast(key, upper, m)
     if key == "between":
-        if not low <= high:
-            raise ValueError(f"between={value}: the first number must not exceed the second")
         text = f"between {low:g} and {high:g}"
     else:
-        text = f"{key.replace('_', ' ')} {number(_plain(lower if key == 'at_least' else upper))}"
+        _broadcast(key, limits, m)
+        text = f"{key.replace('_', ' ')} {number(_plain(limits))}"
     if not np.isfinite(m).all():
         return math.nan, text, False
     # The extreme entry: the largest when an upper bound can fail, else the smallest.
@@ -345,6 +330,5 @@ def _write() -> None:
     try:
         files.write(target, json.dumps(_records, indent=1, ensure_ascii=False, allow_nan=False))
     except OSError as error:
-        raise OSError(
-            f"the claims ledger {target} can't be written ({error.strerror}); set NCLIB_CLAIMS to a folder that can"
-        ) from error
+        failed = f"the claims ledger {target} can't be written ({error.strerror})"
+        raise OSError(f"{failed}; set NCLIB_CLAIMS to a folder that can") from error

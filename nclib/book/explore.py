@@ -22,6 +22,8 @@ from numpy.typing import ArrayLike, NDArray
 from ..files import fingerprint
 from ..inputs import array, count
 from ..inputs import labels as labels_of
+from ..theory.closed_forms import each, positive
+from .plots import checked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,19 +85,12 @@ def explore_flow(
         Two classes.
     widths, time, seed
         As in `nclib.flow`, from one initial direction.
-    weight_decay
-        The values of λ > 0 between which the reader chooses.
+    weight_decay, start
+        The values of λ > 0 between which the reader chooses, and the position of the one chosen at first.
     rho0
         The initial norms.
     caption, alt, name
         What the figure says, a description for those who can't see it, and its anchor in the page.
-    start
-        Which λ is chosen at first, as a position.
-
-    Raises
-    ------
-    ValueError
-        As `nclib.flow`; if a λ is not positive, or `start` is no position.
 
     Examples
     --------
@@ -106,15 +101,9 @@ def explore_flow(
     """
     from ..theory.flow import flow
 
-    decays = np.ravel(array("weight_decay", weight_decay)).tolist()
-    norms = np.ravel(array("rho0", rho0, "the initial norms")).tolist()
-    start = count("start", start)
-    if not norms:
-        raise ValueError("rho0 is empty; write the initial norms")
-    if not decays or min(decays) <= 0:
-        raise ValueError(f"weight_decay={decays}: give positive values; the flow without is always shown beside")
-    if not 0 <= start < len(decays):
-        raise ValueError(f"start={start}: a position in weight_decay (of {len(decays)})")
+    decays = each("weight_decay", array("weight_decay", weight_decay), positive)
+    norms = each("rho0", array("rho0", rho0), positive)
+    start = count("start", start, 0, len(decays) - 1)
     every = [0.0, *decays]
     run = flow(problem, widths, weight_decay=every, rho0=norms, seed=seed, time=time, records=60)
     late = run.history[run.history["t"] > 0]
@@ -196,21 +185,14 @@ def explore_curves(
         From the rows of one curve, a sentence that says what it shows (also to a screen reader).
     caption, alt, name
         As in `explore_flow`.
-    log
-        ``"x"`` for a logarithmic horizontal axis.
-    log_measures
-        Measures drawn on a logarithmic axis.
+    log, log_measures
+        ``"x"`` for a logarithmic horizontal axis, and the measures drawn on a logarithmic axis.
     predicted
         For a measure, the column that holds what the theorem predicts, one value a curve.
     legend
         Words for ``"chosen"``, ``"others"`` and ``"predicted"``.
     start
         Positions of the sliders at first.
-
-    Raises
-    ------
-    ValueError
-        If a column is missing, or there is nothing to choose.
 
     Examples
     --------
@@ -223,13 +205,8 @@ def explore_curves(
     for key, given in (("measures", measures), ("controls", controls), ("predicted", predicted or {})):
         if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
             raise ValueError(f"{key}={given!r}: expected columns and what to call them, e.g. {{'rho': 'norm ρ'}}")
-    if not hasattr(frame, "groupby"):
-        raise ValueError(f"frame: expected a table such as runs.history, got {type(frame).__name__}")
     predicted = dict(predicted or {})
-    columns = [x, *measures, *controls, *predicted.values()]
-    missing = [name for name in columns if not isinstance(name, str) or name not in frame]
-    if missing:
-        raise ValueError(f"frame has no column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}")
+    checked(frame, [x, *measures, *controls, *predicted.values()])
     if not measures or not controls:
         raise ValueError("measures and controls: name at least one column of each, with its label")
     values = [sorted(frame[name].unique().tolist()) for name in controls]
@@ -246,11 +223,10 @@ def explore_curves(
             "told": told(rows),
         }
         if predicted:
-            one["predicted"] = [
-                _numbers(rows[predicted[name]])[-1] if name in predicted else None for name in measures
-            ]
+            ends = {name: _numbers(rows[column])[-1] for name, column in predicted.items()}
+            one["predicted"] = [ends.get(name) for name in measures]
         series.append(one)
-    words = {"chosen": "chosen", "others": "the others", **(dict(legend) if legend else {})}
+    words = {"chosen": "chosen", "others": "the others", **(legend or {})}
     if predicted:
         words.setdefault("predicted", "predicted")
     spec = {
@@ -271,12 +247,12 @@ def explore_curves(
         for one in series:
             mine = one["at"] == wanted
             y = [math.nan if v is None else v for v in one["y"][0]]
-            axes.plot(
-                one["x"], y, color="C0" if mine else "#b9b4a8", lw=2 if mine else 0.8, zorder=3 if mine else 2
-            )
-        axes.set(xlabel=x, ylabel=measures[first])
-        axes.set_xscale("log" if "x" in log else "linear")
-        axes.set_yscale("log" if first in log_measures else "linear")
+            axes.plot(one["x"], y, **(dict(color="C0", lw=2, zorder=3) if mine else dict(color="#b9b4a8", lw=0.8)))
+        scales = {
+            "xscale": "log" if "x" in log else "linear",
+            "yscale": "log" if first in log_measures else "linear",
+        }
+        axes.set(xlabel=x, ylabel=measures[first], **scales)
 
     return Explorable(spec, draw, caption, alt, name)
 
@@ -304,21 +280,14 @@ def replay(
         (P,), the group (class) of each point, 0, 1, …
     names
         One for each group.
-    at
-        (T,), what the slider says of each frame: its epoch.
-    told
-        (T,), a sentence for each frame (also for a screen reader).
+    at, told
+        (T,), what the slider says of each frame, its epoch, and a sentence on it (also for a screen reader).
     title
         What is seen.
     caption, alt, name
         As in `explore_flow`.
     means
         (T, G, 2), a hollow mark and a line from the origin for the class mean of each group.
-
-    Raises
-    ------
-    ValueError
-        If shapes or lengths do not match.
 
     Examples
     --------
@@ -331,7 +300,7 @@ def replay(
         raise ValueError(f"frames has shape {places.shape} and groups {members.shape}; expected (T, P, 2) and (P,)")
     if len(at) != len(places) or len(told) != len(places):
         raise ValueError(
-            f"at and told have {len(at)} and {len(told)} entries for {len(places)} frames; give each one"
+            f"at and told have {len(at)} and {len(told)} entries; give each of {len(places)} frames one"
         )
     if members.dtype.kind != "i" or members.min() < 0:
         raise ValueError(f"groups holds {members.dtype} from {members.min()}; write whole numbers 0, 1, …")
@@ -347,7 +316,7 @@ def replay(
         "group": members.tolist(),
         "groups": list(names),
         "at": [_plain(v) for v in at],
-        "told": list(told),
+        "told": told,
         "title": title,
         "label": "epoch",
         "axes": ["", ""],

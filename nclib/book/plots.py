@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..inputs import array, count, number
+from ..inputs import array, choice, count, number
 from ..screen import shell
 
 if TYPE_CHECKING:
@@ -63,15 +64,9 @@ def style() -> None:
         style="ticks",
         palette="colorblind",
         rc={
+            **{f"{part}.facecolor": PAPER for part in ("figure", "savefig", "axes")},
+            **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), INK),
             "figure.figsize": (6.4, 3.8),
-            "figure.facecolor": PAPER,
-            "savefig.facecolor": PAPER,
-            "axes.facecolor": PAPER,
-            "axes.edgecolor": INK,
-            "axes.labelcolor": INK,
-            "text.color": INK,
-            "xtick.color": INK,
-            "ytick.color": INK,
             "axes.grid": True,
             "grid.color": "#dedbd2",
             "grid.linewidth": 0.6,
@@ -158,16 +153,11 @@ def lines(frame: pd.DataFrame, *, x: str, y: str, log: str = "", ax: Axes | None
     x, y
         Columns.
     log
-        Axes to draw in logarithmic scale: ``""``, ``"x"``, ``"y"`` or ``"xy"``.
+        Axes to draw in logarithmic scale: ``""``, ``"x"``, ``"y"`` (where all must be positive) or ``"xy"``.
     ax
         Where to draw; by default the current axes.
     **kwargs
         Passed to `seaborn.lineplot` (``hue``, ``style``, ``units``, …).
-
-    Raises
-    ------
-    ValueError
-        If a column is missing, or not positive on a logarithmic y axis.
 
     Examples
     --------
@@ -181,48 +171,42 @@ def lines(frame: pd.DataFrame, *, x: str, y: str, log: str = "", ax: Axes | None
     import seaborn as sns
     from matplotlib.axes import Axes
 
-    if not isinstance(frame, pd.DataFrame):
-        raise ValueError(f"frame: expected a table such as runs.history, got {type(frame).__name__}")
-    if log not in ("", "x", "y", "xy", "yx"):
-        raise ValueError(f"log={log!r}: write '', 'x', 'y' or 'xy'")
+    given = (kwargs.get(key) for key in ("hue", "style", "units"))
+    checked(frame, [x, y, *(column for column in given if isinstance(column, str))])
+    choice("log", log, ("", "x", "y", "xy", "yx"))
     if ax is not None and not isinstance(ax, Axes):
         raise ValueError(f"ax: expected axes, e.g. of nc.panels(), got {type(ax).__name__}")
-    for axis, name in (("x", x), ("y", y)):
-        if not isinstance(name, str):
-            raise ValueError(
-                f"{axis}={name!r}: expected the name of a column; frame has {', '.join(map(str, frame))}"
-            )
-    for column in (x, y, *(kwargs.get(key) for key in ("hue", "style", "units"))):
-        if isinstance(column, str) and column not in frame:
-            raise ValueError(f"column {column!r} is not in the frame; it has {', '.join(map(str, frame.columns))}")
     if not pd.api.types.is_numeric_dtype(frame[y]):
         raise ValueError(f"y={y!r}: this column holds {frame[y].dtype}; name one of numbers")
     if "y" in log and (frame[y] <= 0).any():
         raise ValueError(f"column {y!r} is not positive everywhere; draw its size, or leave 'y' out of log={log!r}")
     if isinstance(kwargs.get("hue"), str) and "palette" not in kwargs:
         kwargs["palette"] = sns.color_palette("colorblind", frame[kwargs["hue"]].nunique())
-    # On a logarithmic axis the mean that the eye expects is the geometric one. Where it is so already,
-    # seaborn takes logarithms itself.
+    # There the mean that the eye expects is the geometric one; on an axis drawn so already seaborn takes it itself.
     if "y" in log and (ax or plt.gca()).get_yscale() != "log":
-        kwargs.setdefault("estimator", _geometric_mean)
+        kwargs.setdefault("estimator", lambda values: float(np.exp(np.log(values).mean())))
         kwargs.setdefault("errorbar", _geometric_interval)
     kwargs.setdefault("errorbar", interval)
     drawn: Axes = sns.lineplot(frame, x=x, y=y, ax=ax, **kwargs)
     drawn.set(xlabel=LABELS.get(x, x), ylabel=LABELS.get(y, y))
-    if "x" in log:
-        drawn.set_xscale("log")
-    if "y" in log:
-        drawn.set_yscale("log")
+    drawn.set(**{f"{axis}scale": "log" for axis in log})
     legend = drawn.get_legend()
     if legend is not None and legend.get_title().get_text() in LABELS:
         legend.set_title(LABELS[legend.get_title().get_text()])
     return drawn
 
 
-def _geometric_mean(values: ArrayLike) -> float:
-    return float(np.exp(np.log(values).mean()))
+def checked(frame: Any, columns: Sequence[Any]) -> None:
+    """An error unless it is a table with these columns."""
+    import pandas as pd
+
+    if not isinstance(frame, pd.DataFrame):
+        raise ValueError(f"frame: expected a table such as runs.history, got {type(frame).__name__}")
+    for column in columns:
+        if not isinstance(column, str) or column not in frame:
+            raise ValueError(f"frame has no column {column!r}; it has {', '.join(map(str, frame))}")
 
 
 def _geometric_interval(values: ArrayLike) -> tuple[float, float]:
-    low, high = interval(np.log(values))
-    return float(np.exp(low)), float(np.exp(high))
+    low, high = np.exp(interval(np.log(values)))
+    return float(low), float(high)

@@ -69,6 +69,9 @@ class Result:
 def result(*names: str, folder: str | os.PathLike[str] | None = None) -> Result:
     """Read a stored result; refuse one whose provenance is not in order.
 
+    The table is ``.frame``; there are the ``.manifest``, ``.provenance``, ``.scale``, ``.device`` and
+    ``.stamp(figure)``.
+
     Parameters
     ----------
     names
@@ -76,16 +79,10 @@ def result(*names: str, folder: str | os.PathLike[str] | None = None) -> Result:
     folder
         Where; by default the book's ``results``.
 
-    Returns
-    -------
-    The table as ``.frame``, the ``.manifest``, and ``.provenance``, ``.scale``, ``.device`` and ``.stamp(figure)``.
-
     Raises
     ------
-    FileNotFoundError
-        If the table or its manifest is not there.
-    ValueError
-        If the configuration's or the table's hash does not match.
+    FileNotFoundError, ValueError
+        If the table or its manifest is not there; if the configuration's or the table's hash does not match.
 
     Examples
     --------

@@ -74,11 +74,9 @@ def collapse(
 
     Raises
     ------
-    TypeError
-        Features that are not floating point, labels that are not integers.
-    ValueError
-        Shapes that do not fit, nan or infinity, numbers whose fourth powers leave floating point, fewer than two
-        classes, a class without a row.
+    TypeError, ValueError
+        Features that are not floating point or labels that are not integers; shapes that do not fit, nan or
+        infinity, numbers whose fourth powers leave floating point, fewer than two classes, a class without a row.
 
     References
     ----------
@@ -162,10 +160,8 @@ class CollapseStatistics:
         """Class means (K, d), float64, of the first pass."""
         empty = [index for index, count in enumerate(self._counts.tolist()) if count == 0]
         if empty or self._sums is None:
-            raise ValueError(
-                f"labels has no row of class {empty[0]} ({len(empty)} of {self.classes} classes are empty): "
-                f"expected every class 0..{self.classes - 1}; renumber the classes that are there"
-            )
+            lacking = f"labels has no row of class {empty[0]} ({len(empty)} of {self.classes} classes are empty)"
+            raise ValueError(f"{lacking}: expected every class; renumber those that are there")
         return self._sums / self._counts[:, None]
 
     def result(self) -> dict[str, float]:
@@ -173,10 +169,8 @@ class CollapseStatistics:
         counts, spread = self._counts, self._spread
         seen = 0 if spread is None else int(spread.counts.sum())
         if spread is None or not spread.counts.equal(counts):
-            raise ValueError(
-                f"second_pass has seen {seen} rows: expected the same {int(counts.sum())} as first_pass; "
-                "give both the same batches"
-            )
+            expected = f"the same {int(counts.sum())} as first_pass"
+            raise ValueError(f"second_pass has seen {seen} rows: expected {expected}; give both the same batches")
         # The rows were read less a rounded mean: what that left is taken out again.
         left = self.means - spread.shift
         variances = (spread.squares / counts - left.square().sum(1)).clamp(min=0)
@@ -208,14 +202,14 @@ class CollapseStatistics:
 
     def _batch(self, features: Arrays, labels: Arrays) -> tuple[Tensor, Tensor]:
         """A batch, checked, on the device of the first."""
-        rows = _checked_features(features)
-        numbers, _ = _checked_labels(labels, rows, self.classes)
+        rows = _features(features)
+        numbers, _ = _labels(labels, rows, self.classes)
         if self._sums is None:
-            self.classifier = _checked_classifier(*self._given, self.classes, rows)
+            self.classifier = _classifier(*self._given, self.classes, rows)
             return rows, numbers
         if rows.shape[1] != self._sums.shape[1]:
-            known = self._sums.shape[1]
-            raise ValueError(f"features has {rows.shape[1]} columns: expected {known}, as in the rows seen before")
+            expected = f"{self._sums.shape[1]}, as in the rows seen before"
+            raise ValueError(f"features has {rows.shape[1]} columns: expected {expected}")
         return rows.to(self._sums.device), numbers.to(self._sums.device)
 
 
@@ -362,7 +356,7 @@ def simplex_view(features: Arrays, labels: Arrays, weight: Arrays | None = None)
     Parameters
     ----------
     features, labels, weight
-        As in `collapse`; d ≥ K − 1.
+        As in `collapse`, with its errors; d ≥ K − 1, and not all class means equal.
 
     Returns
     -------
@@ -370,11 +364,6 @@ def simplex_view(features: Arrays, labels: Arrays, weight: Arrays | None = None)
         Named tuple ``(points, means, rows)``: features (N, K − 1), class means (K, K − 1) and the classifier's rows
         (K, K − 1), None without a classifier. After a full collapse those of a class coincide, at the corners of a
         regular simplex of radius 1.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `collapse`; also where d < K − 1 or all class means are equal.
 
     Examples
     --------
@@ -391,10 +380,7 @@ def simplex_view(features: Arrays, labels: Arrays, weight: Arrays | None = None)
     statistics, rows, _ = begun(features, labels, weight)
     classes, means, classifier = statistics.classes, statistics.means, statistics.classifier
     if means.shape[1] < classes - 1:
-        raise ValueError(
-            f"features has {means.shape[1]} columns: {classes} class means span {classes - 1} dimensions; "
-            "give features of at least as many"
-        )
+        raise ValueError(f"features has {means.shape[1]} columns: {classes} classes need {classes - 1} or more")
     origin = means.mean(0)
     centred = means - origin
     _require_moderate(centred, "features", "the distances of their class means")
@@ -433,29 +419,27 @@ def begun(
     features: Arrays, labels: Arrays, weight: Arrays | None = None, bias: Arrays | None = None
 ) -> tuple[CollapseStatistics, Tensor, Tensor]:
     """Everything checked: statistics after the first pass, features and labels as tensors."""
-    rows = _checked_features(features)
+    rows = _features(features)
     matrix = None if weight is None else _tensor("weight", weight)
     # Two even for a weight of one row, so that the error is about the weight.
-    numbers, classes = _checked_labels(labels, rows, None if matrix is None else max(2, *matrix.shape[:1]))
+    numbers, classes = _labels(labels, rows, None if matrix is None else max(2, *matrix.shape[:1]))
     statistics = CollapseStatistics(classes, matrix, bias)
     statistics.first_pass(rows, numbers)
     return statistics, rows, numbers
 
 
-def _checked_features(features: Arrays) -> Tensor:
+def _features(features: Arrays) -> Tensor:
     """The features as a (N, d) tensor, sharing the caller's memory."""
     rows = _tensor("features", features)
     if rows.ndim != 2 or 0 in rows.shape:
-        raise ValueError(
-            f"features has shape {tuple(rows.shape)}: expected (N, d), a row of d numbers for each example; "
-            f"features.flatten(1) makes rows of images"
-        )
+        expected = "(N, d), a row for each example; features.flatten(1) makes rows of images"
+        raise ValueError(f"features has shape {tuple(rows.shape)}: expected {expected}")
     if not rows.is_floating_point():
         raise TypeError(f"features holds {rows.dtype}: expected floating point; convert with features.float()")
     return rows
 
 
-def _checked_labels(labels: Arrays, features: Tensor, classes: int | None) -> tuple[Tensor, int]:
+def _labels(labels: Arrays, features: Tensor, classes: int | None) -> tuple[Tensor, int]:
     """The labels as int64 where the features are, and K: as given, or the largest label plus one."""
     numbers = _tensor("labels", labels)
     if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
@@ -474,30 +458,28 @@ def _checked_labels(labels: Arrays, features: Tensor, classes: int | None) -> tu
     return numbers, classes
 
 
-def _checked_classifier(
-    weight: Arrays | None, bias: Arrays | None, classes: int, features: Tensor
-) -> Classifier | None:
+def _classifier(weight: Arrays | None, bias: Arrays | None, classes: int, features: Tensor) -> Classifier | None:
     """The last layer in float64 where the features are, or None if no weight was given."""
     if weight is None:
         if bias is not None:
             raise ValueError("bias was given without weight: expected both, or weight alone")
         return None
-    matrix = _tensor("weight", weight).to(features.device, torch.float64)
-    expected = (classes, features.shape[1])
-    if matrix.shape != expected:
-        hint = ""
-        if matrix.shape == (1, expected[1]) and classes == 2:
-            hint = "; a single output w is weight = cat([w, -w]) / 2 with bias = (1/2, 1/2)"
-        raise ValueError(f"weight has shape {tuple(matrix.shape)}: expected {expected}, a row for each class{hint}")
-    _require_finite(matrix, "weight")
+    matrix = _tensor("weight", weight)
+    hint = ""
+    if matrix.shape == (1, features.shape[1]) and classes == 2:
+        hint = "; a single output w is weight = cat([w, -w]) / 2 with bias = (1/2, 1/2)"
+    matrix = _of_classes("weight", matrix, (classes, features.shape[1]), features, hint)
     _require_moderate(matrix, "weight", "the entries")
-    if bias is None:
-        return Classifier(matrix, None)
-    vector = _tensor("bias", bias).to(features.device, torch.float64)
-    if vector.shape != (classes,):
-        raise ValueError(f"bias has shape {tuple(vector.shape)}: expected ({classes},), a number for each class")
-    _require_finite(vector, "bias")
-    return Classifier(matrix, vector)
+    return Classifier(matrix, None if bias is None else _of_classes("bias", bias, (classes,), features))
+
+
+def _of_classes(name: str, values: Arrays, shape: tuple[int, ...], features: Tensor, hint: str = "") -> Tensor:
+    """A part of the last layer, finite and of this shape, in float64 where the features are."""
+    found = _tensor(name, values).to(features.device, torch.float64)
+    if found.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(found.shape)}: expected {shape}, one entry a class{hint}")
+    _require_finite(found, name)
+    return found
 
 
 def _require_finite(values: Tensor, name: str) -> None:

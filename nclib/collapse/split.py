@@ -30,17 +30,12 @@ def mse_split(features: Arrays, labels: Arrays, weight: Arrays, bias: Arrays | N
     Parameters
     ----------
     features, labels, weight, bias
-        As in `nclib.collapse`. Without a bias the least-squares classifier has none either.
+        As in `nclib.collapse`, with its errors. Without a bias the least-squares classifier has none either.
 
     Returns
     -------
     dict of str to float
         In the order of the table; rows weigh equally. All are ≥ 0, and 0 for a simplex ETF scaled to the targets.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `nclib.collapse`.
 
     References
     ----------

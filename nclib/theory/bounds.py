@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from .. import inputs as given
-from ..inputs import Array, Arrays, array, count, number
-from .closed_forms import MOST_LAYERS, held, positive, several
+from ..inputs import Array, Arrays, array, count, number, tensor
+from .closed_forms import MOST_LAYERS, each, held, positive
 from .relu import arcs, circle
 
 if TYPE_CHECKING:
@@ -31,22 +31,11 @@ GAMMAS: tuple[float, ...] = tuple(10 ** (step / 20) for step in range(-60, 21))
 
 
 class MarginBound(NamedTuple):
-    """A bound on P[y f(x) ≤ 0] and the three terms it is the sum of.
+    """A bound on P[y f(x) ≤ 0], `total` = `ramp_loss` + `complexity` + `confidence`, not cut at 1.
 
-    Attributes
-    ----------
-    total
-        The bound: `ramp_loss` + `complexity` + `confidence`; not cut at 1.
-    ramp_loss
-        Mean over the training points of min(1, max(0, 1 − mₙ/γ)).
-    complexity
-        (2/γ) R_N.
-    confidence
-        3 √(ln(2/δ) / 2N), with δ shared out where γ was chosen from a grid.
-    gamma
-        The margin γ it is computed at.
-    vacuous
-        Whether `total` ≥ 1, so that nothing is claimed.
+    The terms are the mean over the training points of min(1, max(0, 1 − mₙ/γ)); (2/γ) R_N; and 3 √(ln(2/δ) / 2N),
+    with δ shared out where γ was chosen from a grid. It is computed at the margin `gamma`, γ, and `vacuous` where
+    `total` ≥ 1, so that nothing is claimed.
     """
 
     total: float
@@ -92,15 +81,9 @@ def rademacher_bound(n: int, depth: int, radius: float = 1.0, patches: Sequence[
     """
     n, depth = count("n", n, 1, 2**63), count("depth", depth, 1, MOST_LAYERS)
     radius = number("radius", radius, "the largest norm of an input, a number >= 0", lambda v: v >= 0)
-    reads = (
-        []
-        if patches is None
-        else [count("patches", positions, 1, 2**31) for positions in several("patches", patches, 0)]
-    )
+    reads = [] if patches is None else each("patches", patches, count, 1, 2**31, least=0)
     if patches is not None and len(reads) != depth - 1:
-        raise ValueError(
-            f"patches={tuple(reads)}: layers 2 to {depth} are meant; write {depth - 1} whole numbers ≥ 1"
-        )
+        raise ValueError(f"patches={tuple(reads)}: layers 2 to {depth} read; write {depth - 1} whole numbers ≥ 1")
     logarithms = depth * math.log(2) + sum(math.log(positions) for positions in reads)
     product = math.prod(reads)
     if product > 1e300:
@@ -131,13 +114,10 @@ def rademacher_exact(x: Arrays, signs: Arrays, depth: int) -> Array:
     >>> rademacher_exact([[1.0, 0.0], [-1.0, 0.0]], [[1, -1]], depth=2)
     array([0.5])
     """
-    depth, (x, scale) = count("depth", depth, 1), _inputs(x)
-    signs = _signs(signs, len(x))
+    depth, (x, signs, scale) = count("depth", depth, 1), _points_and_signs(x, signs)
     if x.ndim != 2 or depth not in (1, 2) or (depth == 2 and x.shape[1] != 2):
-        raise ValueError(
-            f"depth={depth} with x of shape {x.shape}: a formula is known for depth=1, and for depth=2 in the "
-            "plane; write x of shape (N, 2), or use rademacher_ascent"
-        )
+        known = "known is depth=1, and depth=2 in the plane; write x of shape (N, 2), or use rademacher_ascent"
+        raise ValueError(f"depth={depth} with x of shape {x.shape}: {known}")
     if depth == 1:
         return held(np.ldexp(np.linalg.norm(signs @ x, axis=1) / len(x), scale), "x")
     ends, widths = arcs(x)
@@ -171,10 +151,8 @@ def rademacher_ascent(
     restarts
         Random starts for each row of signs, the best of which counts; with more of them, and with more width, more
         is found, as local maxima are the rule.
-    steps
-        Steps from each start.
-    seed
-        Of the starts.
+    steps, seed
+        Steps from each start, and the seed of the starts.
 
     Examples
     --------
@@ -185,9 +163,9 @@ def rademacher_ascent(
     if not getattr(arch, "homogeneous", False) or arch.norm != "none":
         raise ValueError(f"arch={arch!r}: only networks f_V without normalisation and biases; write mlp or convnet")
     restarts, steps = count("restarts", restarts, 1, 10**4), count("steps", steps, 1, 10**6)
-    points, scale = _inputs(x)
+    points, signs, scale = _points_and_signs(x, signs)
     inputs = torch.from_numpy(points)
-    weighted = torch.from_numpy(_signs(signs, len(inputs))).repeat_interleave(restarts, 0) / len(inputs)
+    weighted = torch.from_numpy(signs).repeat_interleave(restarts, 0) / len(inputs)
     net = arch.build(tuple(inputs.shape[1:]), 1, dtype=torch.float64)
     generator = torch.Generator().manual_seed(given.seed("seed", seed))
     names = [name for name, _ in net.named_parameters()]
@@ -226,16 +204,14 @@ def patch_radius(images: Arrays, kernel: int, stride: int = 1, padding: int = 0)
     >>> round(patch_radius(torch.ones(5, 1, 4, 4) / 4, kernel=2), 4)
     0.5
     """
-    pixels = images.detach() if isinstance(images, Tensor) else torch.from_numpy(np.array(array("images", images)))
+    pixels = tensor("images", images)
     if pixels.ndim != 4 or 0 in pixels.shape:
         raise ValueError(f"images has shape {tuple(pixels.shape)}; write images of shape (N, C, H, W), N ≥ 1")
     stride, padding = count("stride", stride, 1, 2**31), count("padding", padding, 0, 10**4)
     kernel = count("kernel", kernel, 1, min(pixels.shape[2:]) + 2 * padding)
-    energy = pixels.double().square().sum(1).mean(0)
+    energy = pixels.square().sum(1).mean(0)
     if not bool(energy.isfinite().all()) or (not energy.any() and pixels.any()):
-        raise ValueError(
-            "images holds NaN or infinity, or numbers whose squares leave floating point; rescale them"
-        )
+        raise ValueError("images holds numbers whose squares leave floating point; rescale them")
     window = torch.ones(1, 1, kernel, kernel, dtype=energy.dtype, device=energy.device)
     sums = torch.nn.functional.conv2d(energy[None, None], window, stride=stride, padding=padding)
     return math.sqrt(float(sums.max()))
@@ -281,7 +257,9 @@ def margin_bound(
     known before seeing the data, √(ln(1/δ) / 2N) could stand for the last term; as it is, `radius` may be
     measured on the training set.
     """
-    values, gamma, delta = _margins(margins), positive("gamma", gamma), _probability(delta)
+    values, gamma, delta = array("margins", margins), positive("gamma", gamma), _probability(delta)
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(f"margins has shape {values.shape}; write one margin per training point, shape (N,)")
     complexity = 2 / gamma * rademacher_bound(len(values), depth, radius, patches)
     # |f_V(x)| ≤ ‖x‖ for dense layers; the tolerance is for float32 outputs.
     if patches is None and np.abs(values).max() > radius * (1 + 1e-4):
@@ -294,9 +272,7 @@ def margin_bound(
     confidence = 3 * math.sqrt(math.log(2 / delta) / (2 * len(values)))
     total = ramp_loss + complexity + confidence
     if not math.isfinite(total):
-        raise ValueError(
-            f"gamma={gamma}: too small beside radius={radius}, the bound is no number; write a larger one"
-        )
+        raise ValueError(f"gamma={gamma}: too small beside radius={radius} for a number; write a larger one")
     return MarginBound(total, ramp_loss, complexity, confidence, gamma, total >= 1)
 
 
@@ -329,38 +305,25 @@ def margin_bound_over_grid(
     0.1 0.542 False
     """
     gammas = list(gammas) if isinstance(gammas, Iterator) else gammas
-    grid = [positive("gammas", gamma) for gamma in several("gammas", gammas)]
-    values, delta = _margins(margins), _probability(delta)
+    grid = each("gammas", gammas, positive)
+    values, delta = array("margins", margins), _probability(delta)
     bounds = (margin_bound(values, gamma, depth, radius, delta / len(grid), patches) for gamma in grid)
     return min(bounds, key=lambda bound: bound.total)
-
-
-def _margins(margins: Arrays) -> Array:
-    """The margins as a float64 vector, or an error."""
-    values = array("margins", margins)
-    if values.ndim != 1 or len(values) == 0:
-        raise ValueError(f"margins has shape {values.shape}; write one margin per training point, shape (N,)")
-    return values
 
 
 def _probability(delta: float) -> float:
     return number("delta", delta, "a probability of failure, 0 < delta < 1, e.g. 0.05", lambda v: 0 < v < 1)
 
 
-def _inputs(x: Arrays) -> tuple[Array, int]:
-    """The inputs over a power of two, so that their squares stay in floating point, and its exponent."""
-    values = array("x", x)
-    if values.ndim < 2 or 0 in values.shape or not values.reshape(len(values), -1).any(1).all():
-        raise ValueError(f"x has shape {values.shape}; write one finite input a row, (N, …), none of them 0")
-    scale = int(np.frexp(np.abs(values).max())[1])
-    return np.ldexp(values, -scale), scale
-
-
-def _signs(signs: Arrays, n: int) -> Array:
-    values = array("signs", signs)
-    if values.ndim != 2 or values.shape[1] != n or not (np.abs(values) == 1).all():
-        raise ValueError(f"signs has shape {values.shape}; write rows of ±1, one sign for each of the {n} inputs")
-    return values
+def _points_and_signs(x: Arrays, signs: Arrays) -> tuple[Array, Array, int]:
+    """The inputs over a power of two, so that their squares stay in floating point, the signs, and its exponent."""
+    x, signs = array("x", x), array("signs", signs)
+    if x.ndim < 2 or 0 in x.shape or not x.reshape(len(x), -1).any(1).all():
+        raise ValueError(f"x has shape {x.shape}; write one finite input a row, (N, …), none of them 0")
+    if signs.ndim != 2 or signs.shape[1] != len(x) or not (np.abs(signs) == 1).all():
+        raise ValueError(f"signs has shape {signs.shape}; write rows of ±1, a sign for each of the {len(x)} inputs")
+    scale = int(np.frexp(np.abs(x).max())[1])
+    return np.ldexp(x, -scale), signs, scale
 
 
 def _on_sphere(layer: Tensor) -> Tensor:

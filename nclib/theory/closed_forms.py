@@ -7,14 +7,14 @@ point can't hold.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import inputs
-from ..inputs import Array, Arrays, array, count, number
+from ..inputs import Array, Arrays, T, array, count, number
 
 MOST_LAYERS = 10**6
 MOST_CLASSES = 10**4
@@ -147,7 +147,7 @@ def interpolant_from(x: Arrays, y: Arrays, w0: Arrays, depth: int = 1) -> Array:
     w0, depth = array("w0", w0), count("depth", depth, 1, MOST_LAYERS)
     expected = x.shape[1:] + y.shape[1:]
     if w0.shape != expected:
-        raise ValueError(f"w0 has shape {w0.shape}; x and y ask for {expected}; write a start of that shape")
+        raise ValueError(f"w0 has shape {w0.shape}; x and y ask for {expected}; write a start so")
     if depth > 1 and w0.ndim != 1:
         raise ValueError(f"depth={depth} with w0 of shape {w0.shape}; write one output where depth > 1")
     with np.errstate(over="ignore", invalid="ignore"):
@@ -223,10 +223,8 @@ def linear_escape_time(rho0: float, level: float, depth: int, size: float, angle
         ρ₀ and r, 0 < ρ₀ < r.
     depth
         L ≥ 1, the number of layers.
-    size
-        ‖β‖ > 0.
-    angle
-        φ₀ in radians, 0 < φ₀ < π.
+    size, angle
+        ‖β‖ > 0, and φ₀ in radians, 0 < φ₀ < π.
 
     Examples
     --------
@@ -247,10 +245,8 @@ def linear_escape_time(rho0: float, level: float, depth: int, size: float, angle
         )
         time = np.float64(rho0) ** (2 / depth - 1) * integral / (2 * size * np.sin(angle) ** (depth - 2))
     if trouble or not 0 < time < np.inf:
-        raise ValueError(
-            f"rho0={rho0:g}, depth={depth}, size={size:g}, angle={angle:g}: floating point can't hold the "
-            "integral; write a larger rho0 or angle, or fewer layers"
-        )
+        values = f"rho0={rho0:g}, depth={depth}, size={size:g}, angle={angle:g}"
+        raise ValueError(f"{values}: beyond floating point; write a larger rho0 or angle, or fewer layers")
     return float(time)
 
 
@@ -286,22 +282,10 @@ def simplex_etf(classes: int, dim: int | None = None, seed: int = 0) -> Array:
 class UFMinimiser(NamedTuple):
     """A point of the unconstrained-features model.
 
-    Attributes
-    ----------
-    singular_values
-        Of the product W H, largest first: K − 1 of them with a bias, K without.
-    weight
-        W, the classifier, (K, dim).
-    features
-        H, one row a training point, ordered by class, (N, dim).
-    bias
-        b, (K,); zeros without a bias.
-    labels
-        The class of each row of `features`, (N,).
-    mean_norms
-        Norm of each class mean, (K,).
-    loss
-        The value of the objective.
+    `weight` is the classifier W, (K, dim), `bias` is b, (K,), zeros without one, and `features`, H, (N, dim), has a
+    row for each training point, ordered by class; `labels`, (N,), are their classes. `singular_values` are those of
+    the product W H, largest first: K − 1 of them with a bias, K without. `mean_norms`, (K,), are the norms of the
+    class means, and `loss` is the value of the objective.
     """
 
     singular_values: Array
@@ -376,11 +360,10 @@ def ufm_minimiser(
     """
     sizes = class_sizes(classes, per_class)
     classes, points = len(sizes), int(sizes.sum())
-    weight_decay_w = positive("weight_decay_w", weight_decay_w)
-    weight_decay_h = positive("weight_decay_h", weight_decay_h)
-    share = np.float64(weight_decay_h / weight_decay_w) ** 0.25
+    lam_w, lam_h = positive("weight_decay_w", weight_decay_w), positive("weight_decay_h", weight_decay_h)
+    share = np.float64(lam_h / lam_w) ** 0.25
     if not 0 < share < np.inf:
-        raise ValueError(f"weight_decay_w={weight_decay_w:g} and weight_decay_h={weight_decay_h:g}: too far apart")
+        raise ValueError(f"weight_decay_w={lam_w:g} and weight_decay_h={lam_h:g}: too far apart")
     rank = classes - 1 if bias else classes
     dim = features_dim(dim, sizes, rank)
     # Y as a K×K matrix: the n_c equal columns of class c count as one of √n_c times the length.
@@ -389,7 +372,7 @@ def ufm_minimiser(
         targets -= np.outer(sizes / points, np.sqrt(sizes))
     left, sigma, right = np.linalg.svd(targets)
     left, sigma, right = left[:, :rank], sigma[:rank], right[:rank].T
-    price = float(np.sqrt(weight_decay_w * weight_decay_h))
+    price = float(np.sqrt(lam_w * lam_h))
     s = np.maximum(0.0, sigma - points * price)
     frame = np.sqrt(s)[:, None] * _directions(rank, dim, seed)
     means = right / np.sqrt(sizes)[:, None] @ frame / share
@@ -402,30 +385,28 @@ def ufm_minimiser(
 def class_sizes(classes: int, per_class: int | Sequence[int]) -> NDArray[np.int64]:
     """Points in each class, (K,), from one number for all or one for each."""
     classes = count("classes", classes, 2, MOST_CLASSES)
-    given = several("per_class", per_class) * (classes if np.ndim(per_class) == 0 else 1)
-    if len(given) != classes:
+    sizes = each("per_class", per_class, count, 1, MOST_NUMBERS) * (classes if np.ndim(per_class) == 0 else 1)
+    if len(sizes) != classes:
         raise ValueError(f"per_class={per_class}: write one number for all classes, or {classes}, one for each")
-    return np.array([count("per_class", size, 1, MOST_NUMBERS) for size in given], dtype=np.int64)
+    return np.array(sizes, dtype=np.int64)
 
 
-def several(name: str, value: Any, least: int = 1) -> list[Any]:
-    """One value, or a sequence of at least so many of them, as a list."""
+def each(name: str, value: Any, check: Callable[..., T], *limits: Any, least: int = 1) -> list[T]:
+    """One value, or a sequence of at least so many of them, as a list, each checked within the limits."""
     try:
         found = list(np.ravel(np.asarray(value, dtype=object)))
     except Exception as error:  # whatever an object's own conversion raises
         raise ValueError(f"{name}: expected one value or a list of them ({error})") from error
     if len(found) < least:
         raise ValueError(f"{name} is empty; write one value or several")
-    return found
+    return [check(name, one, *limits) for one in found]
 
 
 def features_dim(dim: int | None, sizes: NDArray[np.int64], least: int) -> int:
     """Dimension of the features of so many points, K when left out."""
     found = len(sizes) if dim is None else count("dim", dim, least)
     if found * int(sizes.sum()) > MOST_NUMBERS:
-        raise ValueError(
-            f"per_class and dim={found} ask for {sizes.sum()} × {found} numbers; write at most {MOST_NUMBERS:,}"
-        )
+        raise ValueError(f"per_class and dim: {sizes.sum()} × {found} numbers; write at most {MOST_NUMBERS:,}")
     return found
 
 
@@ -436,6 +417,17 @@ def decay(name: str, value: Any) -> float:
 
 def positive(name: str, value: Any) -> float:
     return number(name, value, "a positive number", lambda v: v > 0)
+
+
+def slope(name: str, value: Any) -> float:
+    """Of the activation on negative inputs."""
+    return number(name, value, "a slope from 0 (the ReLU) to 1 (a linear network)", lambda v: 0 <= v <= 1)
+
+
+def moderate(name: str, sizes: Array) -> None:
+    """An error where numbers of these sizes have squares that leave floating point."""
+    if not np.all((sizes == 0) | (sizes > 1e-100) & (sizes < 1e100)):
+        raise ValueError(f"{name} is so large or small that its square leaves floating point; change the unit")
 
 
 def held(found: Array, names: str) -> Array:
@@ -459,37 +451,29 @@ def _moments(f: Arrays, y: Arrays, weight_decay: Arrays) -> tuple[Array, Array, 
     f, y, lam = array("f", f), array("y", y), array("weight_decay", weight_decay)
     if not np.all(lam >= 0):
         raise ValueError("weight_decay is negative; write numbers >= 0, e.g. 1e-3")
-    fits = f.ndim > 0 and f.shape[-1] > 0 and y.shape[-1:] == f.shape[-1:]
     try:
         np.broadcast_shapes(f.shape, y.shape, (*lam.shape, 1))
+        fits = f.ndim > 0 and y.shape[-1:] == f.shape[-1:] != (0,)
     except ValueError:
         fits = False
     if not fits:
+        shapes = f"f has shape {f.shape}, y {y.shape} and weight_decay {lam.shape}"
         raise ValueError(
-            f"f has shape {f.shape}, y {y.shape} and weight_decay {lam.shape}: the last axis of f and y runs over "
-            "the same N ≥ 1 points; write f of shape (..., N), y of shape (N,), and one weight_decay, or (...)"
+            f"{shapes}; write f of shape (..., N), y of shape (N,), N ≥ 1, and one weight_decay, or (...)"
         )
     if not np.all(np.abs(y) == 1):
         raise ValueError("y holds values other than ±1; write labels of two classes as ±1, e.g. 1 - 2 * labels")
-    sizes = np.abs(f).max(-1)
-    if not np.all((sizes == 0) | (sizes > 1e-100) & (sizes < 1e100)):
-        raise ValueError(
-            "f is so large or small that its square leaves floating point; divide outputs by their norm"
-        )
+    moderate("f", np.abs(f).max(-1))
     margin = y * f
     mu, sigma = margin.mean(-1), margin.std(-1)  # centred first: M − μ² would lose every digit near collapse
     if np.any((mu == 0) & (sigma == 0) & (lam == 0)):
-        raise ValueError(
-            "f is zero everywhere and weight_decay=0, so every norm is an equilibrium; write weight_decay > 0"
-        )
+        raise ValueError("f is zero everywhere, so every norm is an equilibrium; write weight_decay > 0")
     return mu, sigma, lam
 
 
 def _points(x: Arrays, y: Arrays) -> tuple[Array, Array]:
     x, y = array("x", x), array("y", y)
     if x.ndim != 2 or y.ndim not in (1, 2) or len(x) != len(y) or len(x) == 0:
-        raise ValueError(
-            f"x has shape {x.shape} and y {y.shape}; write x of shape (N, d), flattened if need be, "
-            "and y of shape (N,) or (N, K) with the same N ≥ 1"
-        )
+        shapes = f"x has shape {x.shape} and y {y.shape}"
+        raise ValueError(f"{shapes}; write x of shape (N, d), flattened, and y of shape (N,) or (N, K), N ≥ 1")
     return x, y

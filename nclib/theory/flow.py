@@ -26,7 +26,7 @@ import numpy as np
 from .. import inputs
 from ..data import Data
 from ..inputs import Array, array, count, number
-from .closed_forms import decay, positive, several
+from .closed_forms import decay, each, positive, slope
 from .relu import Layers, forward, gradients, norms, random_directions
 
 if TYPE_CHECKING:
@@ -59,10 +59,8 @@ class Flow:
         Final normalised outputs f_V(x_n), (B, N); for a network with biases, its outputs over ρ.
     biases
         L arrays (B, d_k, 1), or None.
-    x, y
-        The data of each member, (B, N, d) and (B, N).
-    leak
-        Slope of the activation on negative inputs.
+    x, y, leak
+        The data of each member, (B, N, d) and (B, N), and the slope of the activation on negative inputs.
     """
 
     history: pd.DataFrame
@@ -131,15 +129,13 @@ def flow(
     biases
         Give every layer a bias, without weight decay, starting at 0 (plain model only). This breaks homogeneity.
     leak
-        Slope of the activation on negative inputs, in [0, 1]: 0 is the ReLU; 1 leaves it out, which makes a deep
-        linear network, whose flow has no kinks.
+        Slope of the activation on negative inputs, in [0, 1]: 0 is the ReLU; 1 makes a deep linear network, whose
+        flow has no kinks.
     paired
         Start with f = 0: the units of the last hidden layer come in pairs with equal weights before and opposite
         weights after them.
-    dt
-        Largest step > 0.
-    cooling
-        Number of cooling phases, 0 to 10.
+    dt, cooling
+        Largest step > 0, and number of cooling phases, 0 to 10.
     records
         How many times to record, geometrically spaced, or the times themselves, the last of them `time`; besides
         t = 0 and the end of cooling.
@@ -151,8 +147,6 @@ def flow(
     ------
     FloatingPointError
         If a member grows without bound; it is named.
-    ValueError
-        If an argument is not as above, or `start` is of other members or another network; each is named.
 
     Examples
     --------
@@ -163,9 +157,7 @@ def flow(
     """
     time, dt, cooling = positive("time", time), positive("dt", dt), count("cooling", cooling, 0, 10)
     if time / dt > MOST_STEPS:
-        raise ValueError(
-            f"time={time:g} is over {MOST_STEPS:,} steps of dt={dt:g}; write a shorter time, or larger dt"
-        )
+        raise ValueError(f"time={time:g} is over {MOST_STEPS:,} steps of dt={dt:g}; shorten time, or enlarge dt")
     times = _times(records, min(dt, time / 2), time)
     members = _members(problem, widths, seed, weight_decay, rho0, model, leak)
     state = _start(members, widths, layer_norms, biases, paired, start)
@@ -212,8 +204,8 @@ def exact_flow(
     """Follow the same flow as `flow` by an adaptive Runge–Kutta solver of order 8 (SciPy's DOP853).
 
     Right, and exact to about `rtol`, as long as no training point crosses a kink for good: early phases, conserved
-    quantities, growth laws, linear networks. Where the flow slides along kinks the solver would stall; this
-    function then stops with an error instead.
+    quantities, growth laws, linear networks. Where the flow slides along kinks the solver would stall; this stops
+    with an error instead.
 
     Parameters
     ----------
@@ -362,10 +354,8 @@ class _Members:
         )
 
     def lost(self, which: Any, t: float) -> FloatingPointError:
-        first = self.table[which].iloc[0].to_dict()
-        return FloatingPointError(
-            f"the flow of member {first} grows without bound by t={t:.4g}; take a smaller dt, inputs of norm <= 1"
-        )
+        grown = f"the flow of member {self.table[which].iloc[0].to_dict()} grows without bound by t={t:.4g}"
+        return FloatingPointError(f"{grown}; take a smaller dt, inputs of norm <= 1")
 
     def result(self, rows: list[dict[str, Any]], state: Layers, W0: Layers) -> Flow:
         import pandas as pd
@@ -378,64 +368,46 @@ class _Members:
 
 
 def _members(
-    problem: Problem,
-    widths: Sequence[int],
-    seed: int | Sequence[int],
-    weight_decay: float | Sequence[float],
-    rho0: float | Sequence[float],
-    model: str,
-    leak: float,
+    problem: Problem, widths: Any, seed: Any, weight_decay: Any, rho0: Any, model: str, leak: float
 ) -> _Members:
     """The grid of members, with their data."""
     import pandas as pd
 
-    if not isinstance(model, str) or model not in ("normalised", "plain"):
-        raise ValueError(f"model={model!r}: write 'normalised' or 'plain'")
-    depth = 1 + len([count("widths", width, 1, 2**24) for width in several("widths", widths, least=0)])
-    leak = number("leak", leak, "a slope from 0 (the ReLU) to 1 (a linear network)", lambda v: 0 <= v <= 1)
+    normalised = inputs.choice("model", model, ("normalised", "plain")) == "normalised"
+    depth, leak = 1 + len(_widths(widths)), slope("leak", leak)
     sides: dict[str, list[Any]] = {
-        "seed": [inputs.seed("seed", one) for one in several("seed", seed)],
-        "weight_decay": [decay("weight_decay", one) for one in several("weight_decay", weight_decay)],
-        "rho0": [number("rho0", one, "a norm > 0, e.g. 1.0", lambda v: v > 0) for one in several("rho0", rho0)],
+        "seed": each("seed", seed, inputs.seed),
+        "weight_decay": each("weight_decay", weight_decay, decay),
+        "rho0": each("rho0", rho0, positive),
     }
     table = pd.DataFrame(list(itertools.product(*sides.values())), columns=list(sides))
     table = table.astype({"seed": "int64" if max(sides["seed"]) < 2**63 else "uint64"})
     sets = {s: problem(s) if callable(problem) else problem for s in dict.fromkeys(sides["seed"])}
     for one in sets.values():
         if not isinstance(one, Data):
-            raise ValueError(
-                f"problem: expected Data, or a function that makes it from a seed; got {type(one).__name__}"
-            )
+            raise ValueError(f"problem={inputs.shown(one)}: expected Data, or a function that makes it from a seed")
         if len(one.classes) != 2:
             raise ValueError(f"problem has {len(one.classes)} classes; the flow is of two, e.g. classes=(3, 8)")
-        if one.x.shape != sets[sides["seed"][0]].x.shape:
-            raise ValueError(
-                f"problem: data of shapes {sorted({tuple(d.x.shape) for d in sets.values()})}; make one shape"
-            )
+    shapes = {tuple(one.x.shape) for one in sets.values()}
+    if len(shapes) > 1:
+        raise ValueError(f"problem: data of shapes {sorted(shapes)}; make one shape")
     x = np.stack([array("problem.x", sets[s].x.flatten(1)) for s in table["seed"]])
     y = np.stack([array("problem.y", sets[s].y) for s in table["seed"]])
-    return _Members(table, x, y, table["weight_decay"].to_numpy(), depth, model == "normalised", leak)
+    return _Members(table, x, y, table["weight_decay"].to_numpy(), depth, normalised, leak)
 
 
-def _start(
-    members: _Members,
-    widths: Sequence[int],
-    layer_norms: Sequence[float] | None,
-    biases: bool,
-    paired: bool,
-    start: Flow | None,
-) -> Layers:
+def _widths(widths: Any) -> tuple[int, ...]:
+    return tuple(each("widths", widths, count, 1, 2**24, least=0))
+
+
+def _start(members: _Members, widths: Any, layer_norms: Any, biases: bool, paired: bool, start: Any) -> Layers:
     """The initial state."""
-    x, depth, widths = members.x, members.depth, tuple(map(int, several("widths", widths, least=0)))
+    x, depth, widths = members.x, members.depth, _widths(widths)
     if members.normalised and (biases or layer_norms is not None):
         raise ValueError("biases and layer_norms belong to the plain model; write model='plain'")
-    each = []
-    if layer_norms is not None:
-        each = [positive("layer_norms", one) for one in several("layer_norms", layer_norms)]
-        if len(each) != depth or start is not None:
-            raise ValueError(
-                f"layer_norms={layer_norms}: give {depth} positive numbers, one a layer, to a fresh start"
-            )
+    fresh = [] if layer_norms is None else each("layer_norms", layer_norms, positive)
+    if layer_norms is not None and (len(fresh) != depth or start is not None):
+        raise ValueError(f"layer_norms={layer_norms}: give {depth} positive numbers, one a layer, to a fresh start")
     if paired and (depth < 2 or widths[-1] % 2 or start is not None):
         raise ValueError(f"paired=True needs an even last hidden width and a fresh start; widths={widths}")
     if start is not None:
@@ -448,7 +420,7 @@ def _start(
             half = widths[-1] // 2
             V[-2][:, half:], V[-1][:, :, half:] = V[-2][:, :half], -V[-1][:, :, :half]
             V[-2:] = [v / norms(v)[:, None, None] for v in V[-2:]]
-        sizes = [np.full(len(x), r) for r in each] or [rho ** (1 / depth)] * depth
+        sizes = [np.full(len(x), r) for r in fresh] or [rho ** (1 / depth)] * depth
         W = [v * r[:, None, None] for v, r in zip(V, sizes, strict=True)]
     if members.normalised:
         return [*V, rho]
@@ -459,21 +431,20 @@ def _start(
     return W + [np.zeros((len(x), w.shape[1], 1)) for w in W]
 
 
-def _continues(members: _Members, widths: tuple[int, ...], start: Flow, biases: bool) -> None:
+def _continues(members: _Members, widths: tuple[int, ...], start: Any, biases: bool) -> None:
     """Whether the state at the end of `start` is one of these members; ValueError if not."""
     if not isinstance(start, Flow):
-        raise ValueError(f"start: expected what flow or exact_flow returned, got {type(start).__name__}")
+        raise ValueError(f"start={inputs.shown(start)}: expected what flow or exact_flow returned")
     if start.biases is not None and not biases:
         raise ValueError("start has biases; write biases=True to go on with them, in the plain model")
-    if start.rho.shape != (len(members.x),):
-        n = len(members.x)
-        raise ValueError(f"start has {len(start.rho)} members and this flow {n}; give it the same members")
-    ours: dict[str, Any] = {"widths": widths, "dimension of the inputs": members.x.shape[2], "leak": members.leak}
-    theirs: list[Any] = [tuple(v.shape[1] for v in start.V[:-1]), start.V[0].shape[2], start.leak]
-    for name in ("seed", "rho0"):
-        ours[name] = members.table[name].tolist()
-        theirs.append(start.final[name].tolist())
-    for (name, here), there in zip(ours.items(), theirs, strict=True):
+    sides = {
+        "number of members": (len(members.x), len(start.rho)),
+        "widths": (widths, tuple(v.shape[1] for v in start.V[:-1])),
+        "dimension of the inputs": (members.x.shape[2], start.V[0].shape[2]),
+        "leak": (members.leak, start.leak),
+        **{name: (members.table[name].tolist(), start.final[name].tolist()) for name in ("seed", "rho0")},
+    }
+    for name, (here, there) in sides.items():
         if here != there:
             raise ValueError(f"{name}={here}, but start has {there}; give the same, since it goes on from there")
 
@@ -493,10 +464,8 @@ def _solve(member: _Members, begin: Layers, times: Array, rtol: float, most: int
 
     def speed(t: float, at: Array) -> Array:
         if next(count) > most:
-            raise RuntimeError(
-                f"member {member.table.index[0]} needs over max_evaluations={most} at t={t:.4g}: it has most "
-                "likely reached a kink; end at an earlier time, or use flow()"
-            )
+            late = f"member {member.table.index[0]} needs over max_evaluations={most} at t={t:.4g}"
+            raise RuntimeError(f"{late}: it has most likely reached a kink; end earlier, or use flow()")
         return flat(member.velocity(parts(at)))
 
     atol = rtol / 100 * min(1.0, *(float(norms(w)[0]) for w in member.weights(begin)))

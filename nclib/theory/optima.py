@@ -27,17 +27,7 @@ _STATIONARY = 1e-6  # largest entry of the gradient at which a point counts as s
 
 
 class ConvexOptimum(NamedTuple):
-    """The global minimum of a two-layer network.
-
-    Attributes
-    ----------
-    loss
-        The regularised loss.
-    rho
-        ρ = Σ‖v_i‖ + ‖u_i‖.
-    outputs
-        f_W(x_n), (N,).
-    """
+    """The global minimum of a two-layer network: its regularised loss, ρ = Σ‖v_i‖ + ‖u_i‖, and f_W(x_n), (N,)."""
 
     loss: float
     rho: float
@@ -54,10 +44,8 @@ def activation_patterns(x: Array) -> Array:
         ends, widths = arcs(x)
         return np.unique(circle(ends + widths / 2) @ x.T > 0, axis=0)
     if x.ndim != 2 or len(x) > MOST_POINTS or np.linalg.matrix_rank(x) < len(x):
-        raise ValueError(
-            f"x has shape {x.shape}: patterns are listed in the plane and for at most {MOST_POINTS} linearly "
-            "independent points; give points of shape (N, 2), or fewer of them"
-        )
+        known = f"patterns are listed in the plane and for at most {MOST_POINTS} linearly independent points"
+        raise ValueError(f"x has shape {x.shape}: {known}; give points of shape (N, 2), or fewer of them")
     return np.array(list(itertools.product([False, True], repeat=len(x))))
 
 
@@ -97,14 +85,11 @@ def convex_optimum(problem: Data, weight_decay: float, *, weight_decay_on: str =
     True
     """
     lam = decay("weight_decay", weight_decay)
-    if not isinstance(weight_decay_on, str) or weight_decay_on not in ("rho", "layers"):
-        raise ValueError(f"weight_decay_on={weight_decay_on!r}: write 'rho' or 'layers'")
-    if not isinstance(problem, Data):
-        raise ValueError(f"problem: expected Data, e.g. of nc.from_arrays, got {type(problem).__name__}")
+    power = 2 if inputs.choice("weight_decay_on", weight_decay_on, ("rho", "layers")) == "rho" else 1
+    inputs.instance("problem", problem, Data, "nc.from_arrays(x, y)")
     if len(problem.classes) != 2:
         raise ValueError(f"problem has {len(problem.classes)} classes; the convex program is of two")
-    x = array("problem.x", problem.x.flatten(1))
-    y = array("problem.y", problem.y)
+    x, y = array("problem.x", problem.x.flatten(1)), array("problem.y", problem.y)
     patterns = activation_patterns(x).astype(float)
     try:
         import cvxpy as cp
@@ -117,15 +102,12 @@ def convex_optimum(problem: Data, weight_decay: float, *, weight_decay_on: str =
     unit = float(np.linalg.norm(x / largest, axis=1).max() * largest) or 1.0
     x = x / unit
     x = x @ np.linalg.qr(x.T).Q
-    power = 2 if weight_decay_on == "rho" else 1
     lam = lam / unit if power == 1 else lam / unit / unit
     if power == 1 and lam >= 1:  # a neuron earns at most its norm
         return ConvexOptimum(1.0, 0.0, np.zeros(len(y)))
     if not (weight_decay == 0 or 1e-14 < lam < 1e14):
-        raise ValueError(
-            f"weight_decay={weight_decay} with inputs of norm {unit:.3g} is beyond the solver's digits; "
-            "write 0 for the limit, or inputs of norm 1 and a decay between 1e-12 and 1e12"
-        )
+        beyond = f"weight_decay={weight_decay} with inputs of norm {unit:.3g} is beyond the solver's digits"
+        raise ValueError(f"{beyond}; write 0 for the limit, or inputs of norm 1 and a decay in [1e-12, 1e12]")
     v, u = (cp.Variable((len(patterns), x.shape[1])) for _ in range(2))
     cones = [cp.multiply(2 * patterns - 1, part @ x.T) >= 0 for part in (v, u)]
     norm: Any = cp.sum(cp.norm2(v, axis=1)) + cp.sum(cp.norm2(u, axis=1))
@@ -146,10 +128,8 @@ def convex_optimum(problem: Data, weight_decay: float, *, weight_decay_on: str =
     except cp.SolverError as error:
         status = str(error)
     if status != "optimal":
-        raise RuntimeError(
-            f"the conic solver ended with status {status!r}; move points apart that nearly coincide"
-            + (", or give a positive weight_decay, as no network may fit them" if lam == 0 else "")
-        )
+        fit = ", or give a positive weight_decay, as no network may fit them" if lam == 0 else ""
+        raise RuntimeError(f"the conic solver ended with status {status!r}; move close points apart{fit}")
 
     # From above: the network itself, of the best norm. From below: the dual of the program, at the solver's prices.
     outputs = np.maximum(x @ v.value.T, 0).sum(1) - np.maximum(x @ u.value.T, 0).sum(1)
@@ -174,10 +154,8 @@ def convex_optimum(problem: Data, weight_decay: float, *, weight_decay_on: str =
             step = min(lam / most, earned / size)
             below = 2 * step * earned - step**2 * size
     if not (fits and found - below <= _CERTIFIED * found):
-        raise RuntimeError(
-            f"the conic solver's point is not the minimum to six digits (duality gap {found - below:.2g} of "
-            f"{found:.2g}); move points apart that nearly coincide, or give a larger weight_decay"
-        )
+        gap = f"not the minimum to six digits (duality gap {found - below:.2g} of {found:.2g})"
+        raise RuntimeError(f"the solver's point is {gap}; move close points apart, or give a larger weight_decay")
     return ConvexOptimum(loss, rho / unit, outputs)
 
 
@@ -208,10 +186,8 @@ def ufm_descent(
         Keep all features ≥ 0, as the last ReLU of a network does.
     dim
         Dimension of the features; K when left out.
-    seed
-        Of the start.
-    init
-        Standard deviation of the entries of the start.
+    seed, init
+        Of the start, and the standard deviation of its entries.
 
     Raises
     ------
@@ -265,10 +241,8 @@ def ufm_descent(
         if slope <= _STATIONARY:
             break
     else:
-        raise RuntimeError(
-            f"the optimiser stopped where the gradient is still {slope:.1g} ({result.message}); "
-            "try another seed or a smaller init"
-        )
+        stopped = f"the optimiser stopped where the gradient is still {slope:.1g} ({result.message})"
+        raise RuntimeError(f"{stopped}; try another seed or a smaller init")
     weight, features, shift = parts(result.x)
     mean_norms = [np.linalg.norm(features[labels == c].mean(0)) for c in range(classes)]
     values = np.linalg.svd(features @ weight.T, compute_uv=False)[: classes - bias].astype(np.float64)

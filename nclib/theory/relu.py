@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import inputs as given
 from ..inputs import Array, Arrays
-from .closed_forms import held
+from .closed_forms import held, moderate, slope
 
 Layers = list[Array]
 
@@ -90,20 +90,13 @@ def tangent_kernel(layers: Sequence[Arrays], x: Arrays, *, leak: float = 0.0) ->
     W, x = [given.array("layers", layer) for layer in layers], given.array("x", x)
     shapes = [layer.shape for layer in W]
     widths = [*x.shape[2:], *(layer.shape[1] for layer in W if layer.ndim == 3)]
-    if (
-        x.ndim != 3
-        or x.size == 0
-        or widths[-1] != 1
-        or shapes != [(len(x), out, width) for width, out in itertools.pairwise(widths)]
-    ):
-        raise ValueError(
-            f"layers have shapes {shapes} and x {x.shape}; write x (B, N, d), N ≥ 1, and L ≥ 1 layers of shapes "
-            "(B, d_1, d) … (B, 1, d_{L-1})"
-        )
-    leak = given.number("leak", leak, "a slope from 0 (the ReLU) to 1 (a linear network)", lambda v: 0 <= v <= 1)
+    fitting = [(len(x), out, width) for width, out in itertools.pairwise(widths)]
+    if x.ndim != 3 or x.size == 0 or widths[-1] != 1 or shapes != fitting:
+        write = "write x (B, N, d), N ≥ 1, and L ≥ 1 layers (B, d_1, d) … (B, 1, d_{L-1})"
+        raise ValueError(f"layers have shapes {shapes} and x {x.shape}; {write}")
+    leak = slope("leak", leak)
     for name, part in [("x", x), *(("layers", layer) for layer in W)]:
-        if part.any() and not 1e-100 < np.abs(part).max() < 1e100:
-            raise ValueError(f"{name}: so large or small that its square leaves floating point; change the unit")
+        moderate(name, np.abs(part).max(initial=0.0))
     with np.errstate(over="ignore", invalid="ignore"):
         _, hidden = forward(W, x, leak=leak)
         total = np.zeros((len(x), x.shape[1], x.shape[1]))

@@ -106,8 +106,8 @@ def small_replay(frames: Any, groups: Any, **options: Any) -> Explorable:
 
 
 ERRORS: dict[str, Any] = {
-    "start=9: a position in weight_decay (of 2)": lambda: the_flow(start=9),
-    "weight_decay=[0.0]: give positive values": lambda: the_flow(weight_decay=[0]),
+    "start=9: expected a whole number >= 0 and <= 1": lambda: the_flow(start=9),
+    "weight_decay=0.0: expected a positive number": lambda: the_flow(weight_decay=[0]),
     "frame has no column 'nothing'": lambda: the_curves(measures={"nothing": "n"}),
     "measures and controls: name at least one": lambda: the_curves(measures={}),
     "start=(0,): one position for each of the 2 controls": lambda: the_curves(start=(0,)),

@@ -207,11 +207,11 @@ def test_biases_are_learned():
     ("wrong", "message"),
     [
         (dict(weight_decay=-0.1), "weight_decay=-0.1: expected a weight decay"),
-        (dict(rho0=0.0), "rho0=0.0: expected a norm > 0"),
+        (dict(rho0=0.0), "rho0=0.0: expected a positive number"),
         (dict(time=0.0), "time=0.0: expected a positive number"),
         (dict(dt=-1.0), "dt=-1.0: expected a positive number"),
         (dict(widths=(0,)), "widths=0: expected a whole number >= 1"),
-        (dict(model="lagrange"), "write 'normalised' or 'plain'"),
+        (dict(model="lagrange"), "write one of 'normalised', 'plain'"),
         (dict(biases=True), "belong to the plain model; write model='plain'"),
         (dict(model="plain", layer_norms=(1.0,)), "give 2 positive numbers, one a layer, to a fresh start"),
     ],
@@ -229,7 +229,7 @@ def test_more_than_two_classes_are_refused():
 
 def test_another_number_of_members_cannot_be_a_start():
     one = nc.flow(teacher, (4,), weight_decay=0.1, time=1.0, cooling=0)
-    with pytest.raises(ValueError, match="start has 1 members and this flow 2"):
+    with pytest.raises(ValueError, match="number of members=2, but start has 1"):
         nc.flow(teacher, (4,), weight_decay=0.1, time=1.0, seed=[1, 2], start=one)
 
 

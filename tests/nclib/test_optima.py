@@ -97,7 +97,7 @@ def test_bad_input_says_what_to_write():
         nc.convex_optimum(nc.data("teacher", n=11, d=20), 0.1)
     with pytest.raises(ValueError, match="expected a weight decay"):
         nc.convex_optimum(plane(1), -0.1)
-    with pytest.raises(ValueError, match="write 'rho' or 'layers'"):
+    with pytest.raises(ValueError, match="write one of 'rho', 'layers'"):
         nc.convex_optimum(plane(1), 0.1, weight_decay_on="biases")
 
 

@@ -39,7 +39,7 @@ def test_lines_label_their_axes_with_symbols():
 
 
 def test_a_missing_column_is_named():
-    with pytest.raises(ValueError, match=r"column 'rho' is not in the frame; it has t"):
+    with pytest.raises(ValueError, match=r"frame has no column 'rho'; it has t"):
         nc.lines(pd.DataFrame({"t": [1]}), x="t", y="rho")
 
 
@@ -75,8 +75,8 @@ def test_what_is_not_positive_has_no_logarithm():
         (lambda: nc.panels(2, height=np.nan), "height=nan: expected inches"),
         (lambda: nc.lines([1, 2], x="t", y="rho"), "frame: expected a table"),
         (lambda: nc.lines(pd.DataFrame({"t": [1], "rho": ["a"]}), x="t", y="rho"), "y='rho': this column holds"),
-        (lambda: nc.lines(pd.DataFrame({"t": [1]}), x="t", y=3), "y=3: expected the name of a column"),
-        (lambda: nc.lines(pd.DataFrame({"t": [1]}), x="t", y="t", log="z"), "log='z': write"),
+        (lambda: nc.lines(pd.DataFrame({"t": [1]}), x="t", y=3), "frame has no column 3; it has t"),
+        (lambda: nc.lines(pd.DataFrame({"t": [1]}), x="t", y="t", log="z"), "log='z': .*write"),
         (lambda: nc.lines(pd.DataFrame({"t": [1]}), x="t", y="t", ax=1), "ax: expected axes"),
         (lambda: nc.chapter("x" * 1000), "a chapter is named like its file"),
         (lambda: nc.chapter(1), "a chapter is named like its file"),

@@ -66,7 +66,7 @@ def test_the_kernel_and_the_resting_norm_follow_the_unit_or_name_it(exponent):
         np.testing.assert_allclose(nc.tangent_kernel(W, c * x), c**2 * nc.tangent_kernel(W, x), rtol=1e-12)
         np.testing.assert_allclose(nc.equilibrium_norm(c * f, y, 0), nc.equilibrium_norm(f, y, 0) / c, rtol=1e-12)
     elif abs(exponent) > 101:
-        with pytest.raises(ValueError, match="x: so large or small"):
+        with pytest.raises(ValueError, match="x is so large or small"):
             nc.tangent_kernel(W, c * x)
         with pytest.raises(ValueError, match="f is so large or small"):
             nc.equilibrium_norm(c * f, y, 0)
@@ -77,8 +77,9 @@ def test_the_kernel_and_the_resting_norm_follow_the_unit_or_name_it(exponent):
 
 @pytest.mark.parametrize("options", [dict(), dict(model="plain"), dict(model="plain", biases=True), dict(leak=0.3)])
 def test_a_flow_goes_on_exactly_where_it_ended(options):
-    one = nc.flow(teacher, (4, 3), weight_decay=0.01, rho0=[0.7, 2.0], seed=[3, 4], time=3.0, **options)
-    on = nc.flow(teacher, (4, 3), weight_decay=0.02, rho0=[0.7, 2.0], seed=[3, 4], time=1.0, start=one, **options)
+    one = nc.flow(teacher, (4, 3), weight_decay=0.01, rho0=[0.7, 2.0], seed=[3, 4], time=3.0, cooling=1, **options)
+    options |= dict(rho0=[0.7, 2.0], seed=[3, 4], start=one)
+    on = nc.flow(teacher, (4, 3), weight_decay=0.02, time=0.1, cooling=0, **options)
     first = on.history.groupby("member").head(1)
     for name in ("seed", "rho0", "rho", "mse", "mu", "margin_min"):
         np.testing.assert_allclose(first[name], one.final[name], rtol=1e-12, err_msg=name)
@@ -86,8 +87,8 @@ def test_a_flow_goes_on_exactly_where_it_ended(options):
 
 def test_a_flow_goes_on_in_the_other_model():
     for model, other in (("plain", "normalised"), ("normalised", "plain")):
-        one = nc.flow(teacher, (4,), weight_decay=0.01, time=3.0, model=model)
-        on = nc.flow(teacher, (4,), weight_decay=0.01, time=1.0, model=other, start=one)
+        one = nc.flow(teacher, (4,), weight_decay=0.01, time=3.0, cooling=1, model=model)
+        on = nc.flow(teacher, (4,), weight_decay=0.01, time=0.1, cooling=0, model=other, start=one)
         np.testing.assert_allclose(on.history.mse[0], one.final.mse[0], rtol=1e-12)
         np.testing.assert_allclose(on.history.rho[0], one.final.rho[0], rtol=1e-12)
 
@@ -103,8 +104,8 @@ def test_a_flow_goes_on_in_the_other_model():
         (dict(leak=0.5), "leak=0.5, but start has 0.0"),
         (dict(problem=teacher(0, d=7)), "dimension of the inputs=7, but start has 5"),
         (dict(model="plain", layer_norms=(1.0, 1.0)), "layer_norms=.* to a fresh start"),
-        (dict(start="ended"), "start: expected what flow or exact_flow returned"),
-        (dict(seed=[0, 1]), "start has 1 members and this flow 2"),
+        (dict(start="ended"), "start='ended': expected what flow or exact_flow returned"),
+        (dict(seed=[0, 1]), "number of members=2, but start has 1"),
     ],
 )
 def test_a_start_of_another_kind_is_refused(changed, message):
@@ -232,7 +233,6 @@ CALLS = {
     ),
 }  # fmt: skip
 SKIP = {"problem", "arch", "weight_decay_on"}
-ENTRANCES = [(name, key) for name, (_, options) in CALLS.items() for key in options if key not in SKIP]
 
 
 def holed(value, wrong):
@@ -246,16 +246,33 @@ def holed(value, wrong):
     return found.tolist() if isinstance(value, list) else found
 
 
-@pytest.mark.parametrize(("name", "key"), ENTRANCES)
-@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def meant(name, key, wrong):
+    """Whether this is no number, there: in arrays truth values are 0 and 1, and None may leave an argument out."""
+    array = np.ndim(CALLS[name][1][key]) > 0 and key not in ("patches", "widths")
+    if wrong is True:
+        return not (array or (key == "weight_decay" and name.startswith("equilibrium")))
+    return not (wrong is None and key in ("dim", "patches"))
+
+
+def wrong_numbers():
+    """Every argument of every call at least once, and every wrong number where a call can be given it, in turn."""
+    for name in CALLS:
+        keys = [key for key in CALLS[name][1] if key not in SKIP]
+        pairs = [
+            (keys[(i + shift) % len(keys)], wrong) for shift in range(len(keys)) for i, wrong in enumerate(WRONG)
+        ]
+        pairs = [(key, wrong) for key, wrong in pairs if meant(name, key, wrong)]
+        seen_keys, seen_kinds = set(), set()
+        for key, wrong in pairs:
+            if key not in seen_keys or str(wrong) not in seen_kinds:
+                seen_keys.add(key)
+                seen_kinds.add(str(wrong))
+                yield name, key, wrong
+
+
+@pytest.mark.parametrize(("name", "key", "wrong"), [*wrong_numbers()])
 def test_what_is_no_number_is_named(name, key, wrong):
     call, options = CALLS[name]
-    if wrong is True and np.ndim(options[key]) > 0 and key not in ("patches", "widths"):
-        pytest.skip("truth values in an array count as 0 and 1")
-    if wrong is True and key == "weight_decay" and name.startswith("equilibrium"):
-        pytest.skip("an array here too")
-    if wrong is None and key in ("dim", "patches"):
-        pytest.skip("left out")
     with pytest.raises((ValueError, TypeError), match=key):
         call(**options | {key: holed(options[key], wrong)})
 
