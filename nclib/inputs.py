@@ -84,6 +84,13 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def text(name: str, value: Any) -> str:
+    """A text."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name}={shown(value)}: expected a text")
+    return value
+
+
 def dtype(name: str, value: Any) -> torch.dtype:
     """A floating-point type that networks can have."""
     known = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -190,8 +197,8 @@ def plain(name: str, value: Any, expected: str) -> NDArray[Any]:
 
 def _real(name: str, found: NDArray[Any], expected: str) -> Array:
     if found.dtype.kind == "O":
-        with contextlib.suppress(TypeError, ValueError):
-            found = found.astype(np.float64)
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            found = np.array(found.tolist(), dtype=np.float64)  # perhaps of lists
     if found.dtype.kind not in "buif":
         raise ValueError(f"{name}: got shape {found.shape} of {found.dtype}; expected {expected}")
     return found.astype(np.float64, copy=False)

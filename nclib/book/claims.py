@@ -21,8 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import files, inputs
 from ..scale import base_seed, device_name, scale_name
 from ..screen import shell
-from .plots import interval as interval_of
-from .plots import style
+from .plots import confidence_interval, style
 
 if TYPE_CHECKING:
     from .results import Result
@@ -142,10 +141,10 @@ def claim(
     if seeds < 1 or rows % seeds:
         shape = f"an array of shape {m.shape}" if m.ndim else "a number"
         raise ValueError(f"seeds={seeds}: measured is {shape}; its first axis must run over the seeds")
-    if mean and seeds == 1:
+    if inputs.flag("mean", mean) and seeds == 1:
         raise ValueError("mean=True needs several seeds; give measured an entry for each")
     with np.errstate(over="ignore", invalid="ignore"):
-        interval = interval_of(m.reshape(seeds, -1).mean(1)) if seeds > 1 else None
+        interval = confidence_interval(m.reshape(seeds, -1).mean(1)) if seeds > 1 else None
     tested = np.array(interval) if mean else m
     given = dict(rtol=rtol, atol=atol, at_most=at_most, at_least=at_least, between=between)
     deviation, tolerance, passed = _judge(tested, p, {k: v for k, v in given.items() if v is not None})

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .. import inputs
 from ..files import fingerprint
 from ..inputs import array, count
 from ..inputs import labels as labels_of
@@ -39,7 +40,8 @@ class Explorable:
     """A figure to play with: plain data for the script, and what draws the picture for where no script runs."""
 
     def __init__(self, spec: dict[str, Any], draw: _Draw, caption: str, alt: str, name: str) -> None:
-        self.spec, self.caption, self.alt, self.name = spec, caption, alt, name
+        self.spec, self.name = spec, inputs.text("name", name)
+        self.caption, self.alt = inputs.text("caption", caption), inputs.text("alt", alt)
         self._picture = _picture(draw)
 
     def __repr__(self) -> str:
@@ -202,11 +204,18 @@ def explore_curves(
     ...                told=lambda rows: f"It ends at {rows.rho.iloc[-1]}.", caption="…", alt="Two curves.")
     Explorable('curves'): Two curves.
     """
-    for key, given in (("measures", measures), ("controls", controls), ("predicted", predicted or {})):
+    if not callable(told):
+        raise ValueError(f"told={inputs.shown(told)}: expected a function of the chosen rows that returns a text")
+    predicted, legend = ({} if given is None else given for given in (predicted, legend))
+    for key, given in (
+        ("measures", measures),
+        ("controls", controls),
+        ("predicted", predicted),
+        ("legend", legend),
+    ):
         if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-            raise ValueError(f"{key}={given!r}: expected columns and what to call them, e.g. {{'rho': 'norm ρ'}}")
-    predicted = dict(predicted or {})
-    checked(frame, [x, *measures, *controls, *predicted.values()])
+            raise ValueError(f"{key}={given!r}: expected names and what they are called, e.g. {{'rho': 'norm ρ'}}")
+    checked(frame, {"x": [x], "measures": measures, "controls": controls, "predicted": predicted.values()})
     if not measures or not controls:
         raise ValueError("measures and controls: name at least one column of each, with its label")
     values = [sorted(frame[name].unique().tolist()) for name in controls]
@@ -226,7 +235,7 @@ def explore_curves(
             ends = {name: _numbers(rows[column])[-1] for name, column in predicted.items()}
             one["predicted"] = [ends.get(name) for name in measures]
         series.append(one)
-    words = {"chosen": "chosen", "others": "the others", **(legend or {})}
+    words = {"chosen": "chosen", "others": "the others", **legend}
     if predicted:
         words.setdefault("predicted", "predicted")
     spec = {
@@ -295,7 +304,9 @@ def replay(
     ...        title="Two points", caption="…", alt="Two points move apart.")
     Explorable('replay'): Two points move apart.
     """
-    places, members, at, told = array("frames", frames), labels_of("groups", groups), list(at), list(told)
+    places, members = array("frames", frames), labels_of("groups", groups)
+    at = inputs.entries("at", at, "a place for each frame")
+    told = inputs.entries("told", told, "a text for each frame")
     if places.ndim != 3 or 0 in places.shape or places.shape[2] != 2 or members.shape != places.shape[1:2]:
         raise ValueError(f"frames has shape {places.shape} and groups {members.shape}; expected (T, P, 2) and (P,)")
     if len(at) != len(places) or len(told) != len(places):
@@ -317,7 +328,7 @@ def replay(
         "groups": list(names),
         "at": [_plain(v) for v in at],
         "told": told,
-        "title": title,
+        "title": inputs.text("title", title),
         "label": "epoch",
         "axes": ["", ""],
         "legend": "class mean",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,7 +109,7 @@ def panels(n: int = 1, *, height: float = 3.6) -> tuple[Figure, Any]:
 
 
 def confidence_interval(values: ArrayLike) -> tuple[float, float]:
-    """95 % interval (low, high) of a mean by Student's t; both NaN for a single value.
+    """95 % interval (low, high) of a mean by Student's t; both NaN for a single value, and where a value is NaN.
 
     It is right for few seeds, and without a bootstrap's randomness.
 
@@ -119,25 +119,16 @@ def confidence_interval(values: ArrayLike) -> tuple[float, float]:
     >>> round(low, 3), round(high, 3)
     (-0.484, 4.484)
     """
-    sample = array("values", values)
-    if sample.ndim != 1 or len(sample) == 0:
-        raise ValueError(f"values has shape {sample.shape}; write one number for each seed, (S,), S ≥ 1")
-    with np.errstate(over="ignore", invalid="ignore"):
-        low, high = interval(sample)
-    if len(sample) > 1 and not math.isfinite(high - low):
-        raise ValueError("values are so large that their squares overflow; change the unit")
-    return low, high
-
-
-def interval(values: ArrayLike) -> tuple[float, float]:
-    """`confidence_interval` of what is known to be numbers; NaN where one of them is."""
     from scipy.stats import t
 
-    sample = np.asarray(values, dtype=float)
+    sample = array("values", values, finite=False)
+    if sample.ndim != 1 or len(sample) == 0:
+        raise ValueError(f"values has shape {sample.shape}; write one number for each seed, (S,), S ≥ 1")
     if len(sample) < 2:
         return math.nan, math.nan
-    half = float(t.ppf(0.975, len(sample) - 1) * sample.std(ddof=1) / math.sqrt(len(sample)))
-    centre = float(sample.mean())
+    with np.errstate(over="ignore", invalid="ignore"):
+        half = float(t.ppf(0.975, len(sample) - 1) * sample.std(ddof=1) / math.sqrt(len(sample)))
+        centre = float(sample.mean())
     return centre - half, centre + half
 
 
@@ -172,7 +163,7 @@ def lines(frame: pd.DataFrame, *, x: str, y: str, log: str = "", ax: Axes | None
     from matplotlib.axes import Axes
 
     given = (kwargs.get(key) for key in ("hue", "style", "units"))
-    checked(frame, [x, y, *(column for column in given if isinstance(column, str))])
+    checked(frame, {"x": [x], "y": [y], "hue, style or units": [name for name in given if isinstance(name, str)]})
     choice("log", log, ("", "x", "y", "xy", "yx"))
     if ax is not None and not isinstance(ax, Axes):
         raise ValueError(f"ax: expected axes, e.g. of nc.panels(), got {type(ax).__name__}")
@@ -186,7 +177,7 @@ def lines(frame: pd.DataFrame, *, x: str, y: str, log: str = "", ax: Axes | None
     if "y" in log and (ax or plt.gca()).get_yscale() != "log":
         kwargs.setdefault("estimator", lambda values: float(np.exp(np.log(values).mean())))
         kwargs.setdefault("errorbar", _geometric_interval)
-    kwargs.setdefault("errorbar", interval)
+    kwargs.setdefault("errorbar", confidence_interval)
     drawn: Axes = sns.lineplot(frame, x=x, y=y, ax=ax, **kwargs)
     drawn.set(xlabel=LABELS.get(x, x), ylabel=LABELS.get(y, y))
     drawn.set(**{f"{axis}scale": "log" for axis in log})
@@ -196,17 +187,19 @@ def lines(frame: pd.DataFrame, *, x: str, y: str, log: str = "", ax: Axes | None
     return drawn
 
 
-def checked(frame: Any, columns: Sequence[Any]) -> None:
-    """An error unless it is a table with these columns."""
+def checked(frame: Any, columns: Mapping[str, Iterable[Any]]) -> None:
+    """An error unless it is a table that has, for each argument, the columns that it names."""
     import pandas as pd
 
     if not isinstance(frame, pd.DataFrame):
         raise ValueError(f"frame: expected a table such as runs.history, got {type(frame).__name__}")
-    for column in columns:
-        if not isinstance(column, str) or column not in frame:
-            raise ValueError(f"frame has no column {column!r}; it has {', '.join(map(str, frame))}")
+    for argument, names in columns.items():
+        for column in names:
+            if not isinstance(column, str) or column not in frame:
+                known = ", ".join(map(str, frame))
+                raise ValueError(f"{argument}={column!r}: frame has no such column; it has {known}")
 
 
 def _geometric_interval(values: ArrayLike) -> tuple[float, float]:
-    low, high = np.exp(interval(np.log(values)))
+    low, high = np.exp(confidence_interval(np.log(values)))
     return float(low), float(high)

@@ -96,7 +96,7 @@ def result(*names: str, folder: str | os.PathLike[str] | None = None) -> Result:
     if folder is not None and not isinstance(folder, str | os.PathLike):
         raise TypeError(f"folder={folder!r}: expected a path")
     place = _FOLDER if folder is None else Path(folder)
-    if not names or not all(isinstance(name, str) for name in names):
+    if not names or not all(isinstance(name, str) and len(name) < 100 for name in names):
         raise TypeError(f"result needs the name of one, got names={names}")
     name = next((name for name in names if (place / f"{name}.csv").exists()), None)
     if name is None:

@@ -421,8 +421,10 @@ def begun(
     """Everything checked: statistics after the first pass, features and labels as tensors."""
     rows = _features(features)
     matrix = None if weight is None else _tensor("weight", weight)
+    if matrix is not None and (matrix.ndim != 2 or 0 in matrix.shape):
+        raise ValueError(f"weight has shape {tuple(matrix.shape)}: expected (K, d), a row for each class")
     # Two even for a weight of one row, so that the error is about the weight.
-    numbers, classes = _labels(labels, rows, None if matrix is None else max(2, *matrix.shape[:1]))
+    numbers, classes = _labels(labels, rows, None if matrix is None else max(2, len(matrix)))
     statistics = CollapseStatistics(classes, matrix, bias)
     statistics.first_pass(rows, numbers)
     return statistics, rows, numbers

@@ -290,6 +290,8 @@ def from_arrays(
         missing = "x_test" if x_test is None else "labels_test"
         raise ValueError(f"{missing}=None: a test set needs x_test and labels_test; give both or neither")
     test = train[:0] if x_test is None else _rows("x_test", x_test)
+    if test.shape[1:] != train.shape[1:]:
+        raise ValueError(f"x_test: shape {test.shape}; expected {('N', *train.shape[1:])}, as of x")
     values_test = values[:0] if labels_test is None else inputs.labels("labels_test", labels_test, len(test))
     present = sorted(set(values.tolist()))
     if present == [-1, 1]:

@@ -48,7 +48,8 @@ def check_classes(name: str, classes: Any, known: Sequence[Any]) -> list[int]:
     pair = (known[3], known[8]) if len(known) == 10 else tuple(known[:2])
     example = tuple(int(value) if str(value).isdigit() else value for value in pair)
     mend = f"{name} has classes {spelled}; write two or more of them, e.g. classes={example!r}"
-    if isinstance(classes, str | bytes) or not isinstance(classes, Sequence | range | np.ndarray):
+    classes = list(classes) if isinstance(classes, np.ndarray) and classes.ndim == 1 else classes
+    if isinstance(classes, str | bytes) or not isinstance(classes, Sequence):
         raise ValueError(f"classes={classes!r}: expected a sequence; {mend}")
     named = all(isinstance(value, str) for value in known)
     places = {value: place for place, value in enumerate(known)}

@@ -62,7 +62,9 @@ def gaussians(n: int, n_test: int, *, seed: int, classes: Any = None, d: int = 2
     if classes is not None and (isinstance(classes, bool) or not hasattr(classes, "__index__")):
         raise ValueError(f"classes={classes!r}: 'gaussians' takes the number of classes; write e.g. classes=3")
     d, k = inputs.count("d", d, 1), 2 if classes is None else inputs.count("classes", classes, 2)
-    edge = inputs.number("separation", separation, "a finite distance >= 0, e.g. separation=3.0", lambda s: s >= 0)
+    edge = inputs.number(
+        "separation", separation, "a distance, 0 to 1e30, e.g. separation=3.0", lambda s: 0 <= s <= 1e30
+    )
     if d < k - 1:
         raise ValueError(f"d={d}: {k} class means at equal distances need d >= {k - 1}; write d={k - 1}")
     means = simplex(k, d, edge, rng(seed, TRUTH))

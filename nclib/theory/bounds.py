@@ -166,7 +166,10 @@ def rademacher_ascent(
     points, signs, scale = _points_and_signs(x, signs)
     inputs = torch.from_numpy(points)
     weighted = torch.from_numpy(signs).repeat_interleave(restarts, 0) / len(inputs)
-    net = arch.build(tuple(inputs.shape[1:]), 1, dtype=torch.float64)
+    try:
+        net = arch.build(tuple(inputs.shape[1:]), 1, dtype=torch.float64)
+    except ValueError as error:
+        raise ValueError(f"x: {error}") from None
     generator = torch.Generator().manual_seed(given.seed("seed", seed))
     names = [name for name, _ in net.named_parameters()]
     shapes = [(len(weighted), *p.shape) for p in net.parameters()]

@@ -358,7 +358,7 @@ def ufm_minimiser(
     squared norms s_c √(λ_W/λ_H)/n_c. Compare Zhou et al. (2022), *On the optimization landscape of neural collapse
     under MSE loss*, and Dang et al. (2023). Chapter 10.
     """
-    sizes = class_sizes(classes, per_class)
+    sizes, bias = class_sizes(classes, per_class), inputs.flag("bias", bias)
     classes, points = len(sizes), int(sizes.sum())
     lam_w, lam_h = positive("weight_decay_w", weight_decay_w), positive("weight_decay_h", weight_decay_h)
     share = np.float64(lam_h / lam_w) ** 0.25

@@ -26,7 +26,7 @@ import numpy as np
 from .. import inputs
 from ..data import Data
 from ..inputs import Array, array, count, number
-from .closed_forms import decay, each, positive, slope
+from .closed_forms import decay, each, moderate, positive, slope
 from .relu import Layers, forward, gradients, norms, random_directions
 
 if TYPE_CHECKING:
@@ -392,6 +392,9 @@ def _members(
     if len(shapes) > 1:
         raise ValueError(f"problem: data of shapes {sorted(shapes)}; make one shape")
     x = np.stack([array("problem.x", sets[s].x.flatten(1)) for s in table["seed"]])
+    moderate("problem.x", np.abs(x).max(initial=0.0))
+    for name in ("weight_decay", "rho0"):
+        moderate(name, table[name].clip(lower=1.0).to_numpy())
     y = np.stack([array("problem.y", sets[s].y) for s in table["seed"]])
     return _Members(table, x, y, table["weight_decay"].to_numpy(), depth, normalised, leak)
 
@@ -405,9 +408,12 @@ def _start(members: _Members, widths: Any, layer_norms: Any, biases: bool, paire
     x, depth, widths = members.x, members.depth, _widths(widths)
     if members.normalised and (biases or layer_norms is not None):
         raise ValueError("biases and layer_norms belong to the plain model; write model='plain'")
+    biases, paired = inputs.flag("biases", biases), inputs.flag("paired", paired)
     fresh = [] if layer_norms is None else each("layer_norms", layer_norms, positive)
     if layer_norms is not None and (len(fresh) != depth or start is not None):
-        raise ValueError(f"layer_norms={layer_norms}: give {depth} positive numbers, one a layer, to a fresh start")
+        raise ValueError(
+            f"layer_norms={layer_norms}: give a fresh start {depth} positive numbers (widths={widths})"
+        )
     if paired and (depth < 2 or widths[-1] % 2 or start is not None):
         raise ValueError(f"paired=True needs an even last hidden width and a fresh start; widths={widths}")
     if start is not None:
@@ -471,12 +477,14 @@ def _solve(member: _Members, begin: Layers, times: Array, rtol: float, most: int
     atol = rtol / 100 * min(1.0, *(float(norms(w)[0]) for w in member.weights(begin)))
     with np.errstate(over="ignore", invalid="ignore"):  # a trial step that is too long is rejected
         solved = solve_ivp(speed, (0, times[-1]), flat(begin), "DOP853", times, rtol=rtol, atol=atol)
+    if not solved.success:
+        raise RuntimeError(f"member {member.table.index[0]}: {solved.message} Write a smaller weight_decay or time")
     return [parts(column) for column in solved.y.T]
 
 
 def _times(records: int | Sequence[float], first: float, last: float) -> Array:
     """When to record: so many times, geometrically spaced, or just those given."""
-    if np.ndim(records) == 0:
+    if inputs.plain("records", records, "a number, or times").ndim == 0:
         n = count("records", records, 1, 10**6)
         return np.geomspace(first, last, n) if n > 1 else np.array([last])
     times = array("records", records)

@@ -203,7 +203,7 @@ def ufm_descent(
     """
     from scipy.optimize import minimize
 
-    sizes = class_sizes(classes, per_class)
+    sizes, bias, relu = class_sizes(classes, per_class), inputs.flag("bias", bias), inputs.flag("relu", relu)
     classes, dim = len(sizes), features_dim(dim, sizes, 1)
     lam_w, lam_h = decay("weight_decay_w", weight_decay_w), decay("weight_decay_h", weight_decay_h)
     init = number("init", init, "a standard deviation, a number >= 0", lambda v: v >= 0)

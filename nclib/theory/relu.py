@@ -87,10 +87,11 @@ def tangent_kernel(layers: Sequence[Arrays], x: Arrays, *, leak: float = 0.0) ->
     >>> tangent_kernel([np.ones((1, 1, 2))], np.array([[[1.0, 0.0], [0.0, 2.0]]])).tolist()  # L = 1: XXᵀ/N
     [[[0.5, 0.0], [0.0, 2.0]]]
     """
-    W, x = [given.array("layers", layer) for layer in layers], given.array("x", x)
+    W = [given.array("layers", layer) for layer in given.entries("layers", layers, "a list of arrays")]
+    x = given.array("x", x)
     shapes = [layer.shape for layer in W]
     widths = [*x.shape[2:], *(layer.shape[1] for layer in W if layer.ndim == 3)]
-    fitting = [(len(x), out, width) for width, out in itertools.pairwise(widths)]
+    fitting = [(*x.shape[:1], out, width) for width, out in itertools.pairwise(widths)]
     if x.ndim != 3 or x.size == 0 or widths[-1] != 1 or shapes != fitting:
         write = "write x (B, N, d), N ≥ 1, and L ≥ 1 layers (B, d_1, d) … (B, 1, d_{L-1})"
         raise ValueError(f"layers have shapes {shapes} and x {x.shape}; {write}")

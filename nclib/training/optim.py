@@ -195,9 +195,9 @@ def _points(grid: Grid) -> Iterable[Mapping[str, Any]]:
     if isinstance(grid, Mapping):
         axes = [_axis(v) for v in grid.values()]
         return (dict(zip(grid, values, strict=True)) for values in itertools.product(*axes))
-    points = list(grid) if isinstance(grid, Iterable) else [grid]
+    expected = "values by name, e.g. dict(seed=range(8)), or a list of such dicts"
+    points = inputs.entries("grid", grid, expected)
     if not all(isinstance(point, Mapping) for point in points):
-        expected = "values by name, e.g. dict(seed=range(8)), or a list of such dicts"
         raise ValueError(f"grid={grid!r}: expected {expected}")
     return points
 

@@ -200,7 +200,8 @@ def _measures(measures: str | Sequence[str | Function] | None, arch: Architectur
     """The measures to take: those asked for, or the default ones that this architecture has."""
     if measures is None:
         return ("loss", "test", "norms", "margins") if arch.homogeneous else ("loss", "test", "norms")
-    chosen = tuple(measures) if isinstance(measures, Iterable) and not isinstance(measures, str) else (measures,)
+    several = isinstance(measures, Iterable) and not isinstance(measures, str)
+    chosen = tuple(inputs.entries("measure", measures, f"some of {MEASURES}")) if several else (measures,)
     for name in chosen:
         if not callable(name):
             inputs.choice("measure", name, MEASURES, ", or a function of a network")

@@ -373,8 +373,8 @@ def test_standardise_of_vectors_is_entrywise_and_survives_a_constant():
         ),
         (dict(name="gaussians", classes=1), r"classes=1: expected a whole number >= 2"),
         (dict(name="gaussians", classes=5, d=3), r"d=3: 5 class means .* need d >= 4; write d=4"),
-        (dict(name="gaussians", separation=-1), r"separation=-1: expected a finite distance >= 0"),
-        (dict(name="gaussians", separation=math.inf), r"separation=inf: expected a finite distance"),
+        (dict(name="gaussians", separation=-1), r"separation=-1: expected a distance, 0 to 1e30"),
+        (dict(name="gaussians", separation=math.inf), r"separation=inf: expected a distance"),
     ],
 )
 def test_bad_arguments_are_named_in_one_line(arguments, message):

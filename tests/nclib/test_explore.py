@@ -108,7 +108,7 @@ def small_replay(frames: Any, groups: Any, **options: Any) -> Explorable:
 ERRORS: dict[str, Any] = {
     "start=9: expected a whole number >= 0 and <= 1": lambda: the_flow(start=9),
     "weight_decay=0.0: expected a positive number": lambda: the_flow(weight_decay=[0]),
-    "frame has no column 'nothing'": lambda: the_curves(measures={"nothing": "n"}),
+    "measures='nothing': frame has no such column": lambda: the_curves(measures={"nothing": "n"}),
     "measures and controls: name at least one": lambda: the_curves(measures={}),
     "start=(0,): one position for each of the 2 controls": lambda: the_curves(start=(0,)),
     "frames: holds NaN": lambda: small_replay([[[math.nan, 0], [1, 1]]], [0, 1]),
@@ -116,7 +116,7 @@ ERRORS: dict[str, Any] = {
     "means: holds NaN": lambda: small_replay([[[0, 0], [1, 1]]], [0, 1], means=[[[math.nan, 0], [1, 1]]]),
     "weight_decay: holds NaN": lambda: the_flow(weight_decay=[math.nan]),
     "start=0.5: expected a whole number": lambda: the_flow(start=0.5),
-    "controls=3: expected columns": lambda: the_curves(controls=3),
+    "controls=3: expected names": lambda: the_curves(controls=3),
     "frame: expected a table": lambda: explore_curves(
         [1], x="t", measures={"v": "v"}, controls={"a": "a"}, told=repr, caption="", alt=""
     ),

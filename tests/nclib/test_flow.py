@@ -213,7 +213,7 @@ def test_biases_are_learned():
         (dict(widths=(0,)), "widths=0: expected a whole number >= 1"),
         (dict(model="lagrange"), "write one of 'normalised', 'plain'"),
         (dict(biases=True), "belong to the plain model; write model='plain'"),
-        (dict(model="plain", layer_norms=(1.0,)), "give 2 positive numbers, one a layer, to a fresh start"),
+        (dict(model="plain", layer_norms=(1.0,)), "give a fresh start 2 positive numbers"),
     ],
 )
 def test_bad_input_says_what_to_write(wrong, message):

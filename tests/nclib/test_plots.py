@@ -39,7 +39,7 @@ def test_lines_label_their_axes_with_symbols():
 
 
 def test_a_missing_column_is_named():
-    with pytest.raises(ValueError, match=r"frame has no column 'rho'; it has t"):
+    with pytest.raises(ValueError, match=r"y='rho': frame has no such column; it has t"):
         nc.lines(pd.DataFrame({"t": [1]}), x="t", y="rho")
 
 
@@ -68,14 +68,12 @@ def test_what_is_not_positive_has_no_logarithm():
     [
         (lambda: nc.confidence_interval([]), r"values has shape \(0,\)"),
         (lambda: nc.confidence_interval([[1.0], [2.0]]), r"values has shape \(2, 1\)"),
-        (lambda: nc.confidence_interval([1.0, np.nan]), "values: holds NaN"),
-        (lambda: nc.confidence_interval([1e200, 3e200]), "values are so large"),
         (lambda: nc.confidence_interval(["a", "b"]), "values"),
         (lambda: nc.panels(1.5), "n=1.5: expected a whole number"),
         (lambda: nc.panels(2, height=np.nan), "height=nan: expected inches"),
         (lambda: nc.lines([1, 2], x="t", y="rho"), "frame: expected a table"),
         (lambda: nc.lines(pd.DataFrame({"t": [1], "rho": ["a"]}), x="t", y="rho"), "y='rho': this column holds"),
-        (lambda: nc.lines(pd.DataFrame({"t": [1]}), x="t", y=3), "frame has no column 3; it has t"),
+        (lambda: nc.lines(pd.DataFrame({"t": [1]}), x="t", y=3), "y=3: frame has no such column; it has t"),
         (lambda: nc.lines(pd.DataFrame({"t": [1]}), x="t", y="t", log="z"), "log='z': .*write"),
         (lambda: nc.lines(pd.DataFrame({"t": [1]}), x="t", y="t", ax=1), "ax: expected axes"),
         (lambda: nc.chapter("x" * 1000), "a chapter is named like its file"),
@@ -85,6 +83,10 @@ def test_what_is_not_positive_has_no_logarithm():
 def test_what_cannot_be_drawn_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_mean_with_nan_has_no_interval():
+    assert np.isnan(nc.confidence_interval([1.0, np.nan, 2.0])).all()
 
 
 def test_one_value_has_no_interval_and_a_series_counts_by_its_values():

@@ -103,7 +103,7 @@ def test_a_flow_goes_on_in_the_other_model():
         (dict(rho0=2.0), r"rho0=\[2.0\], but start has \[1.0\]"),
         (dict(leak=0.5), "leak=0.5, but start has 0.0"),
         (dict(problem=teacher(0, d=7)), "dimension of the inputs=7, but start has 5"),
-        (dict(model="plain", layer_norms=(1.0, 1.0)), "layer_norms=.* to a fresh start"),
+        (dict(model="plain", layer_norms=(1.0, 1.0)), "layer_norms=.*: give a fresh start"),
         (dict(start="ended"), "start='ended': expected what flow or exact_flow returned"),
         (dict(seed=[0, 1]), "number of members=2, but start has 1"),
     ],
