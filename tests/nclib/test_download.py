@@ -326,7 +326,7 @@ def test_two_processes_download_once(world, tmp_path):
     cache = tmp_path / "cache"
     with child(world, cache) as first, child(world, cache) as second:
         wait_for(lambda: world.requests)
-        time.sleep(0.3)  # time for the other one to ask too, if it did not wait
+        time.sleep(2)  # time for the other one to ask too, if it did not wait
         world.gate.set()
         outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
     waits = [
