@@ -47,6 +47,7 @@ from tests.nclib import fuzz_table
 ROOT = Path(__file__).resolve().parents[2]
 CALLS, SECONDS, MEMORY = int(os.environ.get("NCLIB_FUZZ", 2500)), 5.0, 6 * 2**30
 SKIP = "skip", ""  # an argument that can't be made
+WARM: set[str] = set()  # functions that were called before: the first call imports, and compiles what it imports
 
 #: What is not fuzzed, and why.
 EXCLUDED = {
@@ -283,7 +284,8 @@ def attempt(case, changed, hows):
         before.extend(kept(values))
         state.append(world())
         leaked.clear()
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS if case.name in WARM else 20 * SECONDS)
+        WARM.add(case.name)
 
     error, values, found = None, [], []
     with warnings.catch_warnings(record=True) as leaked:

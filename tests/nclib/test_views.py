@@ -61,7 +61,7 @@ def test_a_full_collapse_is_a_simplex_of_radius_one():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: simplex_view(np.ones((4, 1)), [0, 1, 2, 2]), "features has 1 columns.*give features of at least"),
+        (lambda: simplex_view(np.ones((4, 1)), [0, 1, 2, 2]), "features has 1 columns: 3 classes need 2 or more"),
         (lambda: simplex_view(np.ones((4, 3)), [0, 0, 1, 1]), "features: all class means are equal"),
         (lambda: simplex_view(np.ones((4, 3)), [0, 0, 2, 2]), "labels has no row of class 1"),
         (lambda: simplex_view(np.eye(4), [0, 0, 1, 1], np.ones((2, 3))), r"weight has shape \(2, 3\): expected"),
