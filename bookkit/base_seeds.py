@@ -135,8 +135,7 @@ def run(source: Path, seed: int, folder: Path, longer: int = 1, finer: int = 1, 
         resources={"metadata": {"path": str(source.parent)}},
     )  # fmt: skip
     client.execute(env=surroundings)
-    outputs = [output for cell in made.cells for output in cell.get("outputs", [])]
-    errors = [f"{o['ename']}: {o['evalue']}" for o in outputs if o.output_type == "error"]
+    errors = [f"{o['ename']}: {o['evalue']}" for o in ledger.outputs(made) if o.output_type == "error"]
     return Outcome(source.stem, seed, ledger.read_records(made), errors)
 
 

@@ -49,9 +49,7 @@ class Page:
 
     theorems: dict[str, Theorem] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
-    made_on: list[str] = field(
-        default_factory=list
-    )  # what `nclib.chapter` said of the run: scale, device, versions
+    made_on: list[str] = field(default_factory=list)  # on what, as `nclib.chapter` said: scale, device, versions
     commit: str = ""  # that made its outputs
     defects: list[str] = field(default_factory=list)  # of its outputs, in words
     title: str = ""
@@ -120,25 +118,27 @@ def read_page(doctree: nodes.document, notebook: nbformat.NotebookNode | None) -
     return page
 
 
+def outputs(notebook: nbformat.NotebookNode) -> Iterator[nbformat.NotebookNode]:
+    """What a notebook's cells put out, in order."""
+    return (output for cell in notebook.cells for output in cell.get("outputs", []))
+
+
 def read_records(notebook: nbformat.NotebookNode) -> list[Record]:
     """The claims among a notebook's outputs, in order."""
-    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
-    return [dict(output["data"][MIME]) for output in outputs if MIME in output.get("data", {})]
+    return [dict(output["data"][MIME]) for output in outputs(notebook) if MIME in output.get("data", {})]
 
 
 def read_facts(notebook: nbformat.NotebookNode) -> list[str]:
     """What `nclib.chapter` put out: on what, from which seed and with which versions the notebook ran."""
-    for cell in notebook.cells:
-        for data in (output.get("data", {}) for output in cell.get("outputs", [])):
-            if 'class="nc-facts"' in data.get("text/html", ""):
-                return str(data["text/plain"]).split(" · ")
+    for data in (output.get("data", {}) for output in outputs(notebook)):
+        if 'class="nc-facts"' in data.get("text/html", ""):
+            return str(data["text/plain"]).split(" · ")
     return []
 
 
 def read_stderr(notebook: nbformat.NotebookNode) -> str:
     """What a notebook's cells wrote to stderr."""
-    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
-    return "".join(output["text"] for output in outputs if output.get("name") == "stderr")
+    return "".join(output["text"] for output in outputs(notebook) if output.get("name") == "stderr")
 
 
 def read_defects(notebook: nbformat.NotebookNode) -> list[str]:

@@ -129,6 +129,22 @@ def number(name: str, value: Any, expected: str, inside: Callable[[float], bool]
     return found
 
 
+def positive(name: str, value: Any) -> float:
+    """A number above 0."""
+    return number(name, value, "a positive number", lambda v: v > 0)
+
+
+def each(name: str, value: Any, check: Callable[..., T], *limits: Any, least: int = 1) -> list[T]:
+    """One value, or a sequence of at least so many of them, as a list, each checked within the limits."""
+    try:
+        found = list(np.ravel(np.asarray(value, dtype=object)))
+    except Exception as error:  # whatever an object's own conversion raises
+        raise ValueError(f"{name}: expected one value or a list of them ({error})") from error
+    if len(found) < least:
+        raise ValueError(f"{name} is empty; write one value or several")
+    return [check(name, one, *limits) for one in found]
+
+
 def array(name: str, value: Any, expected: str = "an array of numbers", *, finite: bool = True) -> Array:
     """Real numbers as a float64 array, the caller's own memory where that is float64 already."""
     found = _real(name, plain(name, value, expected), expected)

@@ -21,9 +21,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import inputs
 from ..files import fingerprint
-from ..inputs import array, count
-from ..inputs import labels as labels_of
-from ..theory.closed_forms import each, positive
 from .plots import checked
 
 if TYPE_CHECKING:
@@ -103,9 +100,9 @@ def explore_flow(
     """
     from ..theory.flow import flow
 
-    decays = each("weight_decay", array("weight_decay", weight_decay), positive)
-    norms = each("rho0", array("rho0", rho0), positive)
-    start = count("start", start, 0, len(decays) - 1)
+    decays = inputs.each("weight_decay", inputs.array("weight_decay", weight_decay), inputs.positive)
+    norms = inputs.each("rho0", inputs.array("rho0", rho0), inputs.positive)
+    start = inputs.count("start", start, 0, len(decays) - 1)
     every = [0.0, *decays]
     run = flow(problem, widths, weight_decay=every, rho0=norms, seed=seed, time=time, records=60)
     late = run.history[run.history["t"] > 0]
@@ -304,7 +301,7 @@ def replay(
     ...        title="Two points", caption="…", alt="Two points move apart.")
     Explorable('replay'): Two points move apart.
     """
-    places, members = array("frames", frames), labels_of("groups", groups)
+    places, members = inputs.array("frames", frames), inputs.labels("groups", groups)
     at = inputs.entries("at", at, "a place for each frame")
     told = inputs.entries("told", told, "a text for each frame")
     if places.ndim != 3 or 0 in places.shape or places.shape[2] != 2 or members.shape != places.shape[1:2]:
@@ -317,7 +314,7 @@ def replay(
         raise ValueError(f"groups holds {members.dtype} from {members.min()}; write whole numbers 0, 1, …")
     if len(names) != int(members.max()) + 1:
         raise ValueError(f"names has {len(names)} entries; the groups are 0..{int(members.max())}")
-    centres = None if means is None else array("means", means)
+    centres = None if means is None else inputs.array("means", means)
     if centres is not None and centres.shape != (len(places), len(names), 2):
         raise ValueError(f"means has shape {centres.shape}; expected {(len(places), len(names), 2)}")
     reach = 1.08 * max(float(np.abs(places).max()), 0.0 if centres is None else float(np.abs(centres).max()))

@@ -68,8 +68,7 @@ class Data:
     def __post_init__(self) -> None:
         if isinstance(self.x, Tensor) and self.x.is_meta:  # which has no numbers
             return
-        if not isinstance(self.name, str):
-            raise ValueError(f"name={self.name!r}: expected a text")
+        inputs.text("name", self.name)
         expected = "names of two or more classes, e.g. ('a', 'b')"
         classes = tuple(inputs.entries("classes", self.classes, expected))
         if len(classes) < 2 or not all(isinstance(one, str) for one in classes):

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from .. import inputs as given
-from ..inputs import Array, Arrays, array, count, number, tensor
-from .closed_forms import MOST_LAYERS, each, held, positive
+from ..inputs import Array, Arrays, array, count, each, number, positive, tensor
+from .closed_forms import MOST_LAYERS, held
 from .relu import arcs, circle
 
 if TYPE_CHECKING:

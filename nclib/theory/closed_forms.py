@@ -7,14 +7,14 @@ point can't hold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import inputs
-from ..inputs import Array, Arrays, T, array, count, number
+from ..inputs import Array, Arrays, array, count, each, number, positive
 
 MOST_LAYERS = 10**6
 MOST_CLASSES = 10**4
@@ -391,17 +391,6 @@ def class_sizes(classes: int, per_class: int | Sequence[int]) -> NDArray[np.int6
     return np.array(sizes, dtype=np.int64)
 
 
-def each(name: str, value: Any, check: Callable[..., T], *limits: Any, least: int = 1) -> list[T]:
-    """One value, or a sequence of at least so many of them, as a list, each checked within the limits."""
-    try:
-        found = list(np.ravel(np.asarray(value, dtype=object)))
-    except Exception as error:  # whatever an object's own conversion raises
-        raise ValueError(f"{name}: expected one value or a list of them ({error})") from error
-    if len(found) < least:
-        raise ValueError(f"{name} is empty; write one value or several")
-    return [check(name, one, *limits) for one in found]
-
-
 def features_dim(dim: int | None, sizes: NDArray[np.int64], least: int) -> int:
     """Dimension of the features of so many points, K when left out."""
     found = len(sizes) if dim is None else count("dim", dim, least)
@@ -413,10 +402,6 @@ def features_dim(dim: int | None, sizes: NDArray[np.int64], least: int) -> int:
 def decay(name: str, value: Any) -> float:
     """A weight decay λ ≥ 0."""
     return number(name, value, "a weight decay, a finite number >= 0, e.g. 1e-3", lambda v: v >= 0)
-
-
-def positive(name: str, value: Any) -> float:
-    return number(name, value, "a positive number", lambda v: v > 0)
 
 
 def slope(name: str, value: Any) -> float:

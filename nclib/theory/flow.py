@@ -25,8 +25,8 @@ import numpy as np
 
 from .. import inputs
 from ..data import Data
-from ..inputs import Array, array, count, number
-from .closed_forms import decay, each, moderate, positive, slope
+from ..inputs import Array, array, count, each, number, positive
+from .closed_forms import decay, moderate, slope
 from .relu import Layers, forward, gradients, norms, random_directions
 
 if TYPE_CHECKING:

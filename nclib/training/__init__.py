@@ -108,7 +108,7 @@ def train(
     11           0.1     1     20     ok
     """
     inputs.flag("progress", progress)
-    if not (isinstance(checkpoint_seconds, float) and math.isinf(checkpoint_seconds)):  # never
+    if not (isinstance(checkpoint_seconds, float) and checkpoint_seconds == math.inf):  # never
         inputs.number("checkpoint_seconds", checkpoint_seconds, "a number of seconds >= 0", lambda s: s >= 0)
     plan = Plan.of(
         data, arch, opt,

@@ -328,7 +328,7 @@ def test_code_that_claims_or_draws_is_folded(code: str, shown: str | None, figur
 @pytest.mark.parametrize(
     ("line", "defect"),
     [
-        ("/tmp/ipykernel_12/34.py:5: RuntimeWarning: overflow in x", True),
+        ("cells/ipykernel_12/34.py:5: RuntimeWarning: overflow in x", True),
         ("C:\\T\\ipykernel_12\\34.py:5: UserWarning: a word", True),
         ("/home of me/nclib/theory/flow.py:7: UserWarning: a word", True),
         ("/opt/lib/scipy/linalg/_basic.py:3: LinAlgWarning: ill-conditioned matrix", True),

@@ -18,6 +18,7 @@ import time
 import warnings
 import zipfile
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -364,13 +365,7 @@ def test_narrow_types_are_kept_and_go_on(kept: Path, dtype: torch.dtype, monkeyp
     whole = run()
     assert same(run(), whole)
     assert run().model(0).layers[0].weight.dtype == dtype
-    assert whole.folder is not None
-    shutil.rmtree(whole.folder)
-    with monkeypatch.context() as patch:
-        interrupt(patch, after=5)
-        with pytest.raises(KeyboardInterrupt):
-            run()
-    assert same(run(), whole)
+    assert same(cut_off(run, whole, monkeypatch, after=5), whole)
 
 
 # --------------------------------------------------------------------------------------- damaged files
@@ -508,6 +503,17 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     monkeypatch.setattr(Session, "_advance", stop)
 
 
+def cut_off(run: Callable[[], Runs], whole: Runs, monkeypatch: pytest.MonkeyPatch, after: int) -> Runs:
+    """What `run` gives once `whole`, its result, is gone and it was interrupted after epoch `after`."""
+    assert whole.folder is not None
+    shutil.rmtree(whole.folder)
+    with monkeypatch.context() as patch:
+        interrupt(patch, after)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    return run()
+
+
 def test_an_interrupted_run_goes_on_where_it_was(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tiny(seed=3)
     assert whole.folder is not None
@@ -538,13 +544,7 @@ def test_a_member_that_diverged_stays_so_after_an_interruption(kept: Path, monke
             )
 
     whole = run()
-    assert whole.folder is not None
-    shutil.rmtree(whole.folder)
-    with monkeypatch.context() as patch:
-        interrupt(patch, after=15)
-        with pytest.raises(KeyboardInterrupt):
-            run()
-    again = run()
+    again = cut_off(run, whole, monkeypatch, after=15)
     assert again.history.equals(whole.history)
     assert again.members.equals(whole.members)
     assert again.members["status"].tolist() == ["ok", "diverged", "ok"]
