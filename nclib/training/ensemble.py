@@ -74,9 +74,9 @@ class Ensemble:
         self.seeds = [int(h["seed"]) for h in hyper]
         own = ({name: p[self.numbers] for name, p in group.items()} for group in (state.params, state.momenta))
         self._allocate(*own)
-        self.lr = self._spread([-h["lr"] for h in hyper])
-        self.momentum = self._spread([h["momentum"] for h in hyper])
-        self.decay = self._spread([2 * h["weight_decay"] for h in hyper])
+        self.lr = self._spread("lr", [-h["lr"] for h in hyper])
+        self.momentum = self._spread("momentum", [h["momentum"] for h in hyper])
+        self.decay = self._spread("weight_decay", [2 * h["weight_decay"] for h in hyper])
         self.decay_each = self.flat.new_tensor([2 * h["weight_decay"] for h in hyper])
         self.stack: StackedMLP | None = None
         if plan.engine == "stacked":
@@ -117,8 +117,10 @@ class Ensemble:
             self.params[name].copy_(params[name])
             self.momenta[name].copy_(momenta[name])
 
-    def _spread(self, values: Sequence[float]) -> float | Tensor:
+    def _spread(self, name: str, values: Sequence[float]) -> float | Tensor:
         """One number if the members agree (much cheaper), otherwise one for each entry of a flat tensor."""
+        if max(map(abs, values)) > torch.finfo(self.flat.dtype).max:
+            raise ValueError(f"{name}: beyond {self.flat.dtype}, the type of the data; write a smaller one")
         if len(set(values)) == 1:
             return float(values[0])
         column, spread = self.flat.new_tensor(values), torch.zeros_like(self.flat)

@@ -338,3 +338,12 @@ def test_results_of_training_say_what_to_ask_for() -> None:
         with pytest.raises(ValueError, match=r"^epoch=.*: expected a whole number"):
             opt.rate(epoch)  # type: ignore[arg-type]
     assert MLP((3,)).shapes((2,), 1) == nc.mlp(iter([3])).shapes(np.array([2]), np.int8(1))
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay"])
+def test_a_hyper_parameter_beyond_the_datas_type_is_named(name):
+    points = nc.data("teacher", n=6, d=4, dtype=torch.float16)
+    options = {"lr": 0.1, "epochs": 1} | {name: 1e300}
+    for run in (nc.train, nc.step_by_step):
+        with pytest.raises(ValueError, match=f"{name}: beyond torch.float16"):
+            run(points, nc.mlp((4,)), nc.sgd(**options))
