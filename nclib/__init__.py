@@ -3,6 +3,8 @@
 Chapters do ``import nclib as nc`` and need nothing else.
 """
 
+from .auditing import audit
+from .auditing.watch import Watch
 from .book.claims import ClaimFailed, chapter, claim
 from .book.explore import explore_curves, explore_flow, replay
 from .book.plots import confidence_interval, lines, panels
@@ -46,6 +48,8 @@ __all__ = [
     "ClaimFailed",
     "CollapseStatistics",
     "Data",
+    "Watch",
+    "audit",
     "balance",
     "calibrate",
     "chapter",

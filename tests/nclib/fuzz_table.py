@@ -41,6 +41,10 @@ begun(2).result()
 nc.Data(name='own', classes=('a', 'b'), x=T(X), labels=T(LABELS % 2), x_test=T(X),
     labels_test=T(LABELS % 2), truth=(T(W),), bayes_error=0.25)
 points().to(device='cpu', dtype=torch.float64)
+nc.Watch(model=net(outputs=3), inputs=X, labels=LABELS, every=2, points=4, path=None)
+nc.Watch(net(outputs=3), X, LABELS).__call__(step=0)
+nc.audit(model=net(outputs=3), inputs=X, labels=LABELS, weight_decay=0.25, lr=0.5, momentum=0.5, loss='square',
+    last_layer='layers.1')
 nc.balance(net=ready('bn'))
 nc.calibrate(net=net('bn'), x=T(X), chunk=4, max_bytes=1024)
 nc.chapter(name='02_minimum_norm')

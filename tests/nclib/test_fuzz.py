@@ -63,6 +63,7 @@ EXCLUDED = {
 }
 #: Where (a regular expression over the places in a result) numbers need not be finite, as the docstring says.
 NOT_FINITE = {
+    "audit": (r"\.table\.(value|predicted)", "a reading that is not there is missing in the table"),
     "collapse": (r"\.(nc[123]|cdnv).*", "where a denominator is zero the ratio is nan or inf"),
     "CollapseStatistics.result": (r"\.(nc[123]|cdnv).*", "as collapse"),
     "confidence_interval": (".*", "both NaN for a single value"),
