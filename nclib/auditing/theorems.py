@@ -41,8 +41,8 @@ def layer_rows(found: Structure, eta: float | None) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"layer": layer.name or "(in the model)", "kind": layer.kind}
         row |= {
             "shape": "×".join(map(str, layer.weight.shape)),
-            "norm": _norm(layer.weight),
-            "length": layer.length,
+            "norm": _number(_norm(layer.weight)),
+            "length": _number(layer.length),
         }
         row["stable_rank"] = _number(float(stable_ranks(layer.weight[None])[0]))
         row["batch_norm"] = "folded" if layer.folded else "not folded" if layer.normalised else ""
