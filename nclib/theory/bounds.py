@@ -275,8 +275,8 @@ def margin_bound(
     -----
     The bound of Koltchinskii & Panchenko (2002) and Bartlett & Mendelson (2002), by symmetrisation, McDiarmid's
     inequality twice, δ/2 each, and contraction without absolute values; Chapter 5 proves it, and Chapter 17 for
-    several outputs: their margin is √2-Lipschitz, and contraction for vectors costs another √2. Were the bound on R_N
-    known before seeing the data, √(ln(1/δ) / 2N) could stand for the last term; as it is, `radius` may be
+    several outputs: their margin is √2-Lipschitz, and contraction for vectors costs another √2. Were the bound on
+    R_N known before seeing the data, √(ln(1/δ) / 2N) could stand for the last term; as it is, `radius` may be
     measured on the training set.
     """
     values, gamma, delta = array("margins", margins), positive("gamma", gamma), _probability(delta)
