@@ -90,7 +90,7 @@ nc.lines(frame=FRAME, x='t', y='rho', log='y', ax=None) | 8
 nc.lines(frame=FRAME, x='t', y='rho', log='y', ax=nc.lines(FRAME, x='t', y='rho', log='y')) | 8
 nc.low_rank_distance(weight=T(W))
 nc.margin_bound(margins=X[:, 0], gamma=0.25, depth=3, radius=2.0, delta=0.125, patches=(9, 4), classes=3)
-nc.margin_bound_over_grid(margins=X[:, 0], depth=3, radius=2.0, delta=0.125, gammas=(0.25, 0.5), classes=3)
+nc.margin_bound_over_grid(margins=X[:, 0], depth=3, radius=2.0, delta=0.5, gammas=(0.25,), patches=None, classes=3)
 nc.margins(net=ready('bn'), x=T(X), y=T(Y), chunk=4)
 nc.margins(net=net(outputs=3), x=T(X), y=T(LABELS))
 nc.minimum_norm(x=X, y=Y)
