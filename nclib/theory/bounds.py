@@ -4,7 +4,8 @@ The class behind everything here: functions f_V(x) = V_L σ(V_{L-1} … σ(V_1 x
 ‖V_k‖_F ≤ 1 and any widths. A trained network belongs to it once its outputs are divided by ρ = Π ‖W_k‖_F.
 Biases, which folded batch normalisation leaves behind, take a network out of the class.
 The depth, and the architecture of a convolutional network, must be chosen before seeing the data; the norms
-need not be, they are what the margin measures. Chapters 4 and 5.
+need not be, they are what the margin measures. Chapters 4 and 5, and Chapter 17 for more than two classes, which
+have an output each.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.func import functional_call, vmap
 
 from .. import inputs as given
 from ..inputs import Array, Arrays, array, count, each, number, positive, tensor
-from .closed_forms import MOST_LAYERS, held
+from .closed_forms import MOST_CLASSES, MOST_LAYERS, held
 from .relu import arcs, circle
 
 if TYPE_CHECKING:
@@ -33,9 +34,9 @@ GAMMAS: tuple[float, ...] = tuple(10 ** (step / 20) for step in range(-60, 21))
 class MarginBound(NamedTuple):
     """A bound on P[y f(x) ≤ 0], `total` = `ramp_loss` + `complexity` + `confidence`, not cut at 1.
 
-    The terms are the mean over the training points of min(1, max(0, 1 − mₙ/γ)); (2/γ) R_N; and 3 √(ln(2/δ) / 2N),
-    with δ shared out where γ was chosen from a grid. It is computed at the margin `gamma`, γ, and `vacuous` where
-    `total` ≥ 1, so that nothing is claimed.
+    The terms are the mean over the training points of min(1, max(0, 1 − mₙ/γ)); (2/γ) R_N, or (4/γ) R_N where
+    each of several classes has its output; and 3 √(ln(2/δ) / 2N), with δ shared out where γ was chosen from a grid.
+    It is computed at the margin `gamma`, γ, and `vacuous` where `total` ≥ 1, so that nothing is claimed.
     """
 
     total: float
@@ -46,12 +47,16 @@ class MarginBound(NamedTuple):
     vacuous: bool
 
 
-def rademacher_bound(n: int, depth: int, radius: float = 1.0, patches: Sequence[int] | None = None) -> float:
+def rademacher_bound(
+    n: int, depth: int, radius: float = 1.0, patches: Sequence[int] | None = None, classes: int = 2
+) -> float:
     """Bound on the empirical Rademacher complexity of networks whose layers have unit Frobenius norms (Chapter 5).
 
     R_N = E_ε sup_V (1/N) Σₙ εₙ f_V(xₙ) ≤ (√(2 L ln 2) + 1) · radius / √N, and for convolutions
 
         R_N ≤ (√(2 (L ln 2 + Σₖ ln cₖ)) + 1) · √(Πₖ cₖ) · radius / √N,  products and sums over k = 2..L.
+
+    With K ≥ 3 classes and an output for each, R_N = E_ε sup_V (1/N) Σₙₖ εₙₖ f_V(xₙ)ₖ, and K counts as one more cₖ.
 
     Parameters
     ----------
@@ -66,24 +71,32 @@ def rademacher_bound(n: int, depth: int, radius: float = 1.0, patches: Sequence[
         For a convolutional network, (c₂, …, c_L): at how many positions of the layer before a unit of layer k
         reads. k×k kernels read k², a layer on the whole map reads its height × width, and a dense layer
         that follows a dense one reads 1. A kernel's norm then counts once, however often it is applied.
+    classes
+        K ≥ 2. Two classes share one output.
 
     Examples
     --------
     >>> round(rademacher_bound(10_000, depth=4, radius=0.1, patches=(9, 9, 16)), 3)
     0.197
+    >>> round(rademacher_bound(10_000, depth=2, classes=10), 4)  # √10 (√(2 (2 ln 2 + ln 10)) + 1) / √10000
+    0.1175
 
     Notes
     -----
     *Dense:* Theorem 1 of Golowich, Rakhlin & Shamir (2018) as published, with L ln 2 where the proof, in Chapter 5,
     gives (L − 1) ln 2. *Convolutional:* by the same peeling, position by position, an idea of Galanti, Xu, Galanti
     & Poggio (2023); the constants are derived in Chapter 5. Weights may but need not be shared, and patches may
-    overlap; average pooling and residual connections are not covered.
+    overlap; average pooling and residual connections are not covered. *Several outputs:* the last layer is read by
+    K rows instead of one, each with its own signs; derived in Chapter 17.
     """
     n, depth = count("n", n, 1, 2**63), count("depth", depth, 1, MOST_LAYERS)
     radius = number("radius", radius, "the largest norm of an input, a number >= 0", lambda v: v >= 0)
     reads = [] if patches is None else each("patches", patches, count, 1, 2**31, least=0)
     if patches is not None and len(reads) != depth - 1:
         raise ValueError(f"patches={tuple(reads)}: layers 2 to {depth} read; write {depth - 1} whole numbers ≥ 1")
+    classes = count("classes", classes, 2, MOST_CLASSES)
+    if classes > 2:
+        reads = [*reads, classes]
     logarithms = depth * math.log(2) + sum(math.log(positions) for positions in reads)
     product = math.prod(reads)
     if product > 1e300:
@@ -227,22 +240,25 @@ def margin_bound(
     radius: float = 1.0,
     delta: float = 0.05,
     patches: Sequence[int] | None = None,
+    classes: int = 2,
 ) -> MarginBound:
-    """Bound on the error of a two-class network from its margins, for one γ fixed in advance: a `MarginBound`.
+    """Bound on the error of a network from its margins, for one γ fixed in advance: a `MarginBound`.
 
     With probability 1 − δ over the draw of the training set, for all networks of the class at once,
 
         P[y f ≤ 0] ≤ (1/N) Σₙ min(1, max(0, 1 − mₙ/γ)) + (2/γ) R_N + 3 √(ln(2/δ) / 2N).
 
     With γ = 1/ρ, the margin of every point of an interpolating network, the second term is 2 ρ R_N.
+    With K ≥ 3 classes and an output for each it is (4/γ) R_N, and the error is P[f_y ≤ max_{j≠y} f_j].
 
     Parameters
     ----------
     margins
-        Normalised margins mₙ = yₙ f(xₙ)/ρ of the training points, (N,); |mₙ| ≤ radius for dense layers.
+        Normalised margins of the training points, (N,): mₙ = yₙ f(xₙ)/ρ, |mₙ| ≤ radius for dense layers; for more
+        than two classes (f_y − max_{j≠y} f_j)/ρ, at most √2 radius. `nclib.margins` gives both.
     gamma
         γ > 0, fixed before seeing the data (`margin_bound_over_grid` chooses it afterwards, at a price).
-    depth, radius, patches
+    depth, radius, patches, classes
         As in `rademacher_bound`.
     delta
         δ, the probability with which the bound may fail, 0 < δ < 1.
@@ -252,23 +268,30 @@ def margin_bound(
     >>> bound = margin_bound(np.full(12_000, 0.1), gamma=0.1, depth=2)
     >>> print(f"{bound.ramp_loss:.2f} + {bound.complexity:.3f} + {bound.confidence:.3f} = {bound.total:.3f}")
     0.00 + 0.487 + 0.037 = 0.524
+    >>> margin_bound(np.full(12_000, 0.1), gamma=0.1, depth=2, classes=10).vacuous
+    True
 
     Notes
     -----
     The bound of Koltchinskii & Panchenko (2002) and Bartlett & Mendelson (2002), by symmetrisation, McDiarmid's
-    inequality twice, δ/2 each, and contraction without absolute values; Chapter 5 proves it. Were the bound on R_N
-    known before seeing the data, √(ln(1/δ) / 2N) could stand for the last term; as it is, `radius` may be
+    inequality twice, δ/2 each, and contraction without absolute values; Chapter 5 proves it, and Chapter 17 for
+    several outputs: their margin is √2-Lipschitz, and contraction for vectors costs another √2. Were the bound on
+    R_N known before seeing the data, √(ln(1/δ) / 2N) could stand for the last term; as it is, `radius` may be
     measured on the training set.
     """
     values, gamma, delta = array("margins", margins), positive("gamma", gamma), _probability(delta)
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"margins has shape {values.shape}; write one margin per training point, shape (N,)")
-    complexity = 2 / gamma * rademacher_bound(len(values), depth, radius, patches)
-    # |f_V(x)| ≤ ‖x‖ for dense layers; the tolerance is for float32 outputs.
-    if patches is None and np.abs(values).max() > radius * (1 + 1e-4):
+    richness = rademacher_bound(len(values), depth, radius, patches, classes)
+    # |f_V(x)| ≤ ‖x‖ for dense layers, and the difference of two outputs is at most √2 times that; the tolerance is
+    # for float32 outputs.
+    several = classes > 2
+    complexity, most = (4 if several else 2) / gamma * richness, radius * (math.sqrt(2) if several else 1)
+    if patches is None and np.abs(values).max() > most * (1 + 1e-4):
+        limit = f"√2 radius={most:.3g}" if several else f"radius={radius:.3g}"
         raise ValueError(
-            f"margins reach {np.abs(values).max():.3g}, but unit norms cannot exceed radius={radius:.3g}; "
-            "divide outputs by rho, or write the largest norm of an input as radius"
+            f"margins reach {np.abs(values).max():.3g}, but unit norms cannot exceed {limit}; divide "
+            "outputs by rho, or write the largest norm of an input as radius"
         )
     with np.errstate(over="ignore"):  # margins beyond any γ count as 0 or 1
         ramp_loss = float(np.clip(1 - values / gamma, 0, 1).mean())
@@ -286,6 +309,7 @@ def margin_bound_over_grid(
     delta: float = 0.05,
     gammas: Iterable[float] = GAMMAS,
     patches: Sequence[int] | None = None,
+    classes: int = 2,
 ) -> MarginBound:
     """Best margin bound over a grid of γ, valid although γ is chosen after seeing the margins.
 
@@ -294,7 +318,7 @@ def margin_bound_over_grid(
 
     Parameters
     ----------
-    margins, depth, radius, patches
+    margins, depth, radius, patches, classes
         As in `margin_bound`.
     delta
         δ for the whole grid, 0 < δ < 1.
@@ -310,7 +334,7 @@ def margin_bound_over_grid(
     gammas = list(gammas) if isinstance(gammas, Iterator) else gammas
     grid = each("gammas", gammas, positive)
     values, delta = array("margins", margins), _probability(delta)
-    bounds = (margin_bound(values, gamma, depth, radius, delta / len(grid), patches) for gamma in grid)
+    bounds = (margin_bound(values, gamma, depth, radius, delta / len(grid), patches, classes) for gamma in grid)
     return min(bounds, key=lambda bound: bound.total)
 
 

@@ -93,8 +93,8 @@ nc.linear_escape_time(rho0=0.125, level=0.25, depth=3, size=0.5, angle=0.25)
 nc.lines(frame=FRAME, x='t', y='rho', log='y', ax=None) | 8
 nc.lines(frame=FRAME, x='t', y='rho', log='y', ax=nc.lines(FRAME, x='t', y='rho', log='y')) | 8
 nc.low_rank_distance(weight=T(W))
-nc.margin_bound(margins=X[:, 0], gamma=0.25, depth=3, radius=2.0, delta=0.125, patches=(9, 4))
-nc.margin_bound_over_grid(margins=X[:, 0], depth=3, radius=2.0, delta=0.125, gammas=(0.25, 0.5), patches=None)
+nc.margin_bound(margins=X[:, 0], gamma=0.25, depth=3, radius=2.0, delta=0.125, patches=(9, 4), classes=3)
+nc.margin_bound_over_grid(margins=X[:, 0], depth=3, radius=2.0, delta=0.5, gammas=(0.25,), patches=None, classes=3)
 nc.margins(net=ready('bn'), x=T(X), y=T(Y), chunk=4)
 nc.margins(net=net(outputs=3), x=T(X), y=T(LABELS))
 nc.minimum_norm(x=X, y=Y)
@@ -106,7 +106,7 @@ nc.panels(n=2, height=2.0) | 4
 nc.patch_radius(images=T(IMAGES), kernel=2, stride=1, padding=1)
 nc.per_sample_gradients(net=net(), x=T(X), y=T(Y), weight_decay=0.25)
 nc.rademacher_ascent(x=X, signs=[[1, -1, 1, 1, 1, -1]], arch=nc.mlp((2,)), restarts=2, steps=3, seed=1) | 2
-nc.rademacher_bound(n=8, depth=3, radius=0.5, patches=(9, 4))
+nc.rademacher_bound(n=8, depth=3, radius=0.5, patches=(9, 4), classes=3)
 nc.rademacher_exact(x=X, signs=np.array([[1, -1, 1, 1, 1, -1]]), depth=2)
 nc.replay(frames=np.stack([X, 2 * X]), groups=LABELS, names=('a', 'b', 'c'), at=(0, 1), told=('s', 't'), title='t',
     caption='c', alt='a', name='n', means=np.stack([W, 2 * W])) | 8

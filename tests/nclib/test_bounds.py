@@ -84,6 +84,28 @@ def test_patch_radius_is_the_largest_patch(stride, padding):
     assert bounds.patch_radius(images, 3, stride, padding) == pytest.approx(float(expected), rel=1e-6)
 
 
+@pytest.mark.parametrize("classes", [3, 10])
+def test_several_outputs_count_as_positions_that_the_last_layer_reads(classes):
+    found = bounds.rademacher_bound(500, 3, 0.7, classes=classes)
+    by_hand = math.sqrt(classes) * (math.sqrt(2 * (3 * math.log(2) + math.log(classes))) + 1) * 0.7 / math.sqrt(500)
+    assert found == pytest.approx(by_hand, rel=1e-14)
+    assert found == bounds.rademacher_bound(500, 3, 0.7, patches=(classes, 1))
+    patched = bounds.rademacher_bound(500, 3, 0.7, patches=(9, 4), classes=classes)
+    assert patched == pytest.approx(bounds.rademacher_bound(500, 4, 0.7, patches=(9, 4, classes)), rel=0.05)
+    assert bounds.rademacher_bound(500, 3, classes=2) == bounds.rademacher_bound(500, 3)
+
+
+def test_several_outputs_bound_lies_above_the_exact_complexity_and_needs_its_root():
+    # One layer: (1/N) E‖Σ εₙ xₙᵀ‖, over all signs of three outputs at three points.
+    epsilon = np.array(list(itertools.product([-1.0, 1.0], repeat=9))).reshape(-1, 3, 3)
+    for x in (np.eye(3), np.ones((3, 1)), circle(np.random.default_rng(0), 3)):
+        exact = np.linalg.norm(epsilon @ x, axis=(1, 2)).mean() / 3
+        bound = bounds.rademacher_bound(3, 1, classes=3)
+        assert exact < bound < 4 * exact
+        assert bounds.rademacher_bound(3, 1) / 1.5 < exact  # √3 is really there
+    assert np.linalg.norm(epsilon @ np.eye(3), axis=(1, 2)).mean() / 3 == pytest.approx(1.0)
+
+
 # --- complexities that are measured
 
 
@@ -152,6 +174,39 @@ def test_patches_reach_the_bound():
     assert few.complexity == bounds.margin_bound([0.1] * 9, 0.1, 2).complexity
     assert many.complexity > 2 * few.complexity
     assert bounds.margin_bound_over_grid([0.1] * 9, 2, patches=(4,), gammas=[0.1]) == many
+
+
+def test_several_classes_pay_four_times_their_complexity():
+    margins = [-0.2, 0.0, 0.1, 0.2, 1.4]  # √2 is the most that unit norms allow
+    bound = bounds.margin_bound(margins, 0.2, 2, delta=0.1, classes=5)
+    two = bounds.margin_bound(margins[:4], 0.2, 2, delta=0.1, classes=2)
+    assert bound.ramp_loss == pytest.approx((1 + 1 + 0.5) / 5)
+    assert bound.complexity == pytest.approx(20 * bounds.rademacher_bound(5, 2, classes=5))
+    assert bound.confidence == pytest.approx(3 * math.sqrt(math.log(20) / 10))
+    assert two == bounds.margin_bound(margins[:4], 0.2, 2, delta=0.1)
+    assert bounds.margin_bound_over_grid(margins, 2, gammas=[0.2], delta=0.1, classes=5) == bound
+
+
+def test_bound_for_three_classes_holds_on_many_draws():
+    # A third of the circle each, some labels redrawn: the rule that picks the nearest of three directions.
+    rng = np.random.default_rng(1)
+    n, redrawn, totals = 4000, 0.1, []
+    corners = np.array([[1.0, 0.0], [-0.5, 0.75**0.5], [-0.5, -(0.75**0.5)]])
+    around = PLANE.T[:-1]
+    truth = (around @ corners.T).argmax(1)
+    for _ in range(40):
+        x = circle(rng, n)
+        y = (x @ corners.T).argmax(1)
+        y = np.where(rng.random(n) < redrawn, rng.integers(3, size=n), y)
+        W = closed_forms.ridge(x, np.eye(3)[y] - 1 / 3, 1e-3).T
+        W /= np.linalg.norm(W)
+        wrong = ((around @ W.T).argmax(1) != truth).mean()
+        error = wrong * (1 - redrawn / 3) + (1 - wrong) * redrawn * 2 / 3
+        f = x @ W.T
+        margins = f[np.arange(n), y] - np.where(np.eye(3)[y] > 0, -np.inf, f).max(1)
+        totals.append(bounds.margin_bound_over_grid(margins, 1, classes=3).total)
+        assert error <= totals[-1]
+    assert max(totals) < 1
 
 
 def test_interpolation_gives_twice_rho_times_the_complexity():
@@ -248,6 +303,8 @@ def test_interpolated_noise_makes_it_vacuous():
         (lambda: bounds.margin_bound([0.1], 0.0, 2), "gamma=0.0: expected a positive number"),
         (lambda: bounds.margin_bound([0.1], 0.1, 2, delta=0), "delta=0: expected a probability"),
         (lambda: bounds.margin_bound([5.0, 0.1], 0.1, 2), "margins reach 5,.*divide outputs by rho"),
+        (lambda: bounds.margin_bound([1.5, 0.1], 0.1, 2, classes=3), "margins reach 1.5,.*exceed √2 radius=1.41;"),
+        (lambda: bounds.margin_bound([0.1], 0.1, 2, classes=1), "classes=1: expected a whole number >= 2"),
         (lambda: bounds.margin_bound([[0.1]], 0.1, 2), r"margins has shape \(1, 1\); write"),
         (lambda: bounds.margin_bound([], 0.1, 2), r"margins has shape \(0,\); write"),
         (lambda: bounds.margin_bound([float("nan")], 0.1, 2), "margins: holds NaN"),

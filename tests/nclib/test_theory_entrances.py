@@ -207,17 +207,20 @@ CALLS = {
         nc.ufm_descent,
         dict(classes=2, per_class=2, weight_decay_w=0.1, weight_decay_h=0.1, dim=3, seed=0, init=0.5),
     ),
-    "rademacher_bound": (nc.rademacher_bound, dict(n=5, depth=2, radius=1.0, patches=[4])),
+    "rademacher_bound": (nc.rademacher_bound, dict(n=5, depth=2, radius=1.0, patches=[4], classes=3)),
     "rademacher_exact": (nc.rademacher_exact, dict(x=np.eye(2), signs=[[1, -1]], depth=2)),
     "rademacher_ascent": (
         nc.rademacher_ascent,
         dict(x=np.eye(2), signs=[[1, -1]], arch=nc.mlp(()), restarts=1, steps=1, seed=0),
     ),
     "patch_radius": (nc.patch_radius, dict(images=np.ones((2, 1, 3, 3)), kernel=2, stride=1, padding=0)),
-    "margin_bound": (nc.margin_bound, dict(margins=M, gamma=0.1, depth=2, radius=1.0, delta=0.1, patches=[2])),
+    "margin_bound": (
+        nc.margin_bound,
+        dict(margins=M, gamma=0.1, depth=2, radius=1.0, delta=0.1, patches=[2], classes=3),
+    ),
     "margin_bound_over_grid": (
         nc.margin_bound_over_grid,
-        dict(margins=M, depth=2, radius=1.0, delta=0.1, gammas=M, patches=[2]),
+        dict(margins=M, depth=2, radius=1.0, delta=0.1, gammas=M, patches=[2], classes=3),
     ),
     "tangent_kernel": (nc.tangent_kernel, dict(layers=[np.ones((1, 1, 3))], x=X[None], leak=0.1)),
     "convex_optimum": (nc.convex_optimum, dict(weight_decay=0.1, weight_decay_on="rho", problem=teacher(1, d=2))),
