@@ -227,10 +227,12 @@ def _bound(sums: Sums) -> list[Reading]:
     if not (found.homogeneous and dense and sums.rho > 0 and sums.radius > 0):
         why = _why(found) if not found.homogeneous else "convolutions or pooling: their patches have to be said"
         return [Reading("bound", "margin_bound", math.nan, None, APART, label, why)]
-    outputs = sums.coding.outputs
-    if outputs > 1:
-        return [Reading("bound", "margin_bound", math.nan, None, APART, label, "several outputs")]
-    bound = margin_bound_over_grid(sums.normalised_margins, found.depth, sums.radius)
+    outputs, margins = sums.coding.outputs, sums.normalised_margins
+    if outputs == 2:  # the difference of two outputs is one output, of a last layer up to √2 as long
+        margins = margins / math.sqrt(2)
+    elif outputs > 2:
+        label = "thm-many-margin"
+    bound = margin_bound_over_grid(margins, found.depth, sums.radius, classes=sums.coding.classes)
     parts = f"{bound.ramp_loss:.3g} + {bound.complexity:.3g} + {bound.confidence:.3g} at γ = {bound.gamma:.3g}"
     said = "vacuous" if bound.vacuous else "of the true error, with probability 0.95"
     return [Reading("bound", "margin_bound", bound.total, None, "", label, f"{said}: {parts}")]

@@ -352,6 +352,27 @@ def rested():
     return nc.train(data, nc.mlp((24,)), opt, grid=dict(seed=[1]), progress=False).model(0), data
 
 
+@pytest.mark.parametrize("outputs", [1, 2, 4])
+def test_the_margin_bound(outputs):
+    """Of two outputs it is that of their difference, a network with one output; of several that for K classes."""
+    torch.manual_seed(0)
+    x = F.normalize(torch.randn(50, 6).double(), dim=1)
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Linear(8, outputs, bias=False)).double()
+    y = labels(50, max(outputs, 2))
+    report = nc.audit(model, x, y)
+    if outputs == 2:
+        last = model[2].weight.detach()
+        one = nn.Sequential(model[0], model[1], nn.Linear(8, 1, bias=False)).double()
+        one[2].weight.data = (last[:1] - last[1:]) * last.norm() * 2**0.5 / (last[0] - last[1]).norm()
+        scale = last.norm() * 2**0.5 / (last[0] - last[1]).norm()
+        other = nc.audit(one, x, 1 - y)
+        np.testing.assert_allclose(report.margins / 2**0.5 * scale.item(), other.margins, rtol=1e-10)
+    margins = report.margins / 2**0.5 if outputs == 2 else report.margins
+    radius = x.norm(dim=1).max().item()
+    bound = nc.margin_bound_over_grid(margins, 2, radius, classes=max(outputs, 2))
+    assert report["margin_bound"] == pytest.approx(bound.total)
+
+
 def verdicts(report):
     return {reading.name: reading.verdict for reading in report.readings}
 
