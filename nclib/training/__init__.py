@@ -166,7 +166,7 @@ class Session:
                     chunks = self._measure(chunks)
                 now = time.monotonic()
                 # The pace only says how often to look at the clock; results do not depend on it.
-                pace = max(1, min(2 * pace, int(pace * _PACE / (now - began + 1e-9))))
+                pace = max(1, min(2 * pace, 2**20, int(pace * _PACE / (now - began + 1e-9))))
                 if folder and now - saved >= checkpoint_seconds and state.epoch < epochs:
                     self._gather(chunks)
                     folder.save(*state.to_arrays())

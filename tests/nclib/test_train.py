@@ -619,3 +619,9 @@ def test_runs_are_of_the_type_promised() -> None:
     assert isinstance(runs, Runs)
     assert runs.folder is None
     assert not runs.model(0).training
+
+
+def test_a_thousand_quick_measurements_do_not_overflow_the_pace():
+    options = dict(measure_every=1, measure="loss", progress=False)
+    runs = train(data("teacher", n=4, d=2), mlp(()), sgd(lr=0.01, epochs=1200), **options)
+    assert len(runs.history) == 1201
