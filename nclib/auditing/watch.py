@@ -43,11 +43,6 @@ class Watch:
     **options
         Of `audit`: weight_decay, lr, momentum, loss, last_layer.
 
-    Attributes
-    ----------
-    history
-        Data frame, one row per reading; ``seconds`` is what it cost, ``share`` what all have, of the time so far.
-
     Notes
     -----
     In PyTorch Lightning call it from a `Callback`'s ``on_train_batch_end`` with ``trainer.global_step``, in the
@@ -107,7 +102,7 @@ class Watch:
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row per reading."""
+        """One row per reading; ``seconds`` is what it cost, ``share`` what all have, of the time so far."""
         import pandas as pd
 
         return pd.DataFrame(self._rows)
