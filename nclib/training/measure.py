@@ -149,5 +149,8 @@ def _collapse(net: Net, x: Tensor, y: Tensor, finite: bool) -> Columns:
     labels = (y[:, 0] < 0).long() if y.shape[1] == 1 else y.argmax(1)
     features = torch.cat([net.features(part) for part in torch.split(x, _CHUNK)])
     weight = head.matrix if net.scale is None else head.matrix * net.scale
-    found = collapse(features, labels, weight if y.shape[1] > 1 else None) if finite else {}
+    try:
+        found = collapse(features, labels, weight if y.shape[1] > 1 else None) if finite else {}
+    except ValueError as error:
+        raise ValueError(f"measure='collapse': {error}") from error
     return {k: features.new_tensor([v], dtype=torch.float64) for k, v in found.items()}

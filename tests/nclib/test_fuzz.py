@@ -56,6 +56,8 @@ EXCLUDED = {
     "lines(kwargs)": "go to seaborn",
     "Runs.model(hyper)": "`grid` has them",
     "Runs.data(hyper)": "`grid` has them",
+    "Watch(options)": "go to audit, which has them",
+    "Watch.figure": "takes nothing",
     **dict.fromkeys(
         ["Net.forward", "Net.hidden", "Net.features", "Net.head", "Architecture.features", "ResNet18.features"],
         "what a module of torch does at every step: its errors are PyTorch's",
