@@ -225,8 +225,11 @@ def find_claims(shown: Shown) -> list[nodes.Node]:
 def tell_claims(shown: Shown, cell: nodes.container) -> None:
     """In a cell's output: its first claim as a sentence, the others folded behind their number.
 
-    A claim that fails is never folded, a check of the code always.
+    A claim that fails is never folded, a check of the code always. A report on a network names theorems: its labels
+    become links too.
     """
+    for node in [node for node in cell.findall(nodes.raw) if 'class="nc-audit"' in node.astext()]:
+        node.replace_self(nodes.raw("", with_links(shown, node.astext()), **node.attributes))
     told = [node for node in cell.findall(nodes.raw) if 'class="nc-claim ' in node.astext()]
     folded = list[str]()
     for place, node in enumerate(told):
