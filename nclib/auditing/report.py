@@ -20,15 +20,16 @@ HOLDS, FAILS, APART, UNTESTED = "holds", "fails", "does not apply", "not tested"
 _STYLE = """
 <style>
 .nc-audit{font:14px/1.5 system-ui,sans-serif;max-width:60rem}
-.nc-audit .cards{display:flex;flex-wrap:wrap;gap:.6em;margin:.6em 0}
-.nc-audit .card{border:1px solid color-mix(in srgb,currentColor 30%,transparent);border-radius:6px;
+.nc-audit-cards{display:flex;flex-wrap:wrap;gap:.6em;margin:.6em 0}
+.nc-audit-cards div{border:1px solid color-mix(in srgb,currentColor 30%,transparent);border-radius:6px;
  padding:.4em .8em}
-.nc-audit .card b{display:block;font-size:1.35em;font-weight:600}
+.nc-audit-cards b{display:block;font-size:1.35em;font-weight:600}
 .nc-audit table{border-collapse:collapse;width:100%}
 .nc-audit th,.nc-audit td{text-align:left;vertical-align:top;padding:.2em .6em .2em 0;
  border-top:1px solid color-mix(in srgb,currentColor 20%,transparent)}
 .nc-audit td.n{white-space:nowrap;font-variant-numeric:tabular-nums}
-.nc-audit .scroll{overflow-x:auto}
+.nc-audit td:last-child{min-width:16rem}
+.nc-audit-scroll{overflow-x:auto}
 </style>"""
 
 
@@ -120,18 +121,16 @@ class Report:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        shown = [r for r in self.readings if r.name in _CARDS and r.value is not None]
-        cards = "".join(f'<div class="card">{_CARDS[r.name]}<b>{number(r.value)}</b></div>' for r in shown)
+        large = [r for r in self.readings if r.name in _CARDS and r.value is not None]
+        cards = "".join(f"<div>{_CARDS[r.name]}<b>{number(r.value)}</b></div>" for r in large)
         findings = "".join(f"<li>{html.escape(finding)}</li>" for finding in self.findings)
-        rows = "".join(map(_row, self.readings))
-        head = "".join(
-            f'<th scope="col">{word}</th>' for word in ("reading", "value", "predicted", "verdict", "note")
-        )
+        tested = [r for r in self.readings if r.verdict in (HOLDS, FAILS)]
         what = html.escape(f"{self.model}: {self.n} points, {self.classes} classes")
         return (
-            f'{_STYLE}<div class="nc-audit"><p><strong>{what}</strong></p><div class="cards">{cards}</div>'
-            f'<ul>{findings}</ul><div class="scroll"><table><thead><tr>{head}</tr></thead>'
-            f"<tbody>{rows}</tbody></table></div></div>"
+            f'{_STYLE}<div class="nc-audit"><p><strong>{what}</strong></p><div class="nc-audit-cards">{cards}</div>'
+            f"<ul>{findings}</ul>{_table('predictions that apply', tested) if tested else ''}"
+            f"<details><summary>All {len(self.readings)} readings</summary>{_table('all readings', self.readings)}"
+            "</details></div>"
         )
 
 
@@ -140,6 +139,15 @@ _CARDS = {
     "rho": "norm ρ", "margin_q50": "median margin", "error": "training error", "nc1_quotient": "NC1, quotient",
     "departure": "departure from homogeneity", "stationarity": "distance from rest",
 }  # fmt: skip
+
+
+def _table(label: str, readings: list[Reading]) -> str:
+    heads = ("reading", "value", "predicted", "verdict", "note")
+    head = "".join(f'<th scope="col">{word}</th>' for word in heads)
+    return (
+        f'<div class="nc-audit-scroll" tabindex="0" role="region" aria-label="{label}"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(map(_row, readings))}</tbody></table></div>"
+    )
 
 
 def _row(r: Reading) -> str:
