@@ -92,13 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         Path(options.json).write_text(report.to_json() + "\n", encoding="utf-8")
     if options.html:
-        head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>Audit</title>'
-        scheme = (
-            '<meta name="color-scheme" content="light dark"><meta name="viewport" content="width=device-width">'
-        )
-        Path(options.html).write_text(
-            f"{head}{scheme}<body>{report._repr_html_()}</body></html>\n", encoding="utf-8"
-        )
+        Path(options.html).write_text(_PAGE.format(report._repr_html_()), encoding="utf-8")
     if not (options.json or options.html):
         print(report)
     return 0

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from .. import inputs as given
 from ..collapse import CollapseStatistics
 from ..inputs import Array
 from ..networks.readings import raw_margins
+from ..training.optim import mean_loss
 from . import theorems
 from .batches import Batches, Coding
 from .report import Report
@@ -127,6 +128,18 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
                 module.training = mode
 
 
+class Piece(NamedTuple):
+    """Some of the data, and what the model makes of it."""
+
+    x: Tensor
+    raw: Tensor  # outputs as the model gives them
+    f: Tensor  # the same in float64, (n, K)
+    h: Tensor | None  # features
+    labels: Tensor
+    classes: Tensor
+    targets: Tensor
+
+
 class Sums:
     """What is summed up over the data, batch by batch, in float64."""
 
@@ -136,63 +149,48 @@ class Sums:
         self.model, self.found, self.batches, self.loss, self.lam = model, found, batches, loss, lam
         self.watch = -1 if found.last is None else found.last.call
         self.n, self.pieces, self.radius = 0, list[Tensor](), 0.0
-        self.sums = dict.fromkeys(("mse", "cross_entropy", "error", "loss", "pull", "last_pull"), 0.0)
+        self.coding = Coding(found.outputs)
+        self.sums = dict.fromkeys(("square", "cross_entropy", "error", "pull", "last_pull"), 0.0)
         self.collapse: CollapseStatistics | None = None
         self.lost = ""  # why there are no readings of the features
         self.collapsed: dict[str, float] = {}
         self.moments: tuple[Tensor, Tensor] | None = None
         self.slope: float | None = None
 
-    def outputs(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]]:
-        """Outputs as given and (n, K) in float64, features, labels, classes, targets, batch by batch."""
+    def outputs(self) -> Iterator[Piece]:
+        """What the model makes of the data, piece by piece."""
         for number, (x, labels) in enumerate(self.batches):
-            if not len(x):
-                continue
             replay = Replay({}, watch=self.watch)
             raw = replay.run(self.model, x)
             f = (raw[:, None] if raw.ndim == 1 else raw).double()
             if f.ndim != 2 or len(f) != len(x):
-                raise ValueError(
-                    f"model: outputs of shape {tuple(raw.shape)} for {len(x)} inputs; expected (n,) or (n, K)"
-                )
+                shape = f"outputs of shape {tuple(raw.shape)} for {len(x)} inputs"
+                raise ValueError(f"model: {shape}; expected (n,) or (n, K)")
             if not bool(f.isfinite().all()):
-                raise ValueError(
-                    f"model: its outputs hold NaN or infinity, first in batch {number}; nothing can be read"
-                )
-            if not hasattr(self, "coding"):
-                self.coding = Coding(f.shape[1])
-            classes, targets = self.coding(labels)
+                where = f"first in piece {number} of the data"
+                raise ValueError(f"model: its outputs hold NaN or infinity, {where}; nothing can be read")
             h = replay.watched
-            yield raw, None if h is None else h.detach(), f, labels, classes, targets
-            self.radius = (
-                max(self.radius, float(x.flatten(1).double().norm(dim=1).max())) if x.is_floating_point() else 0
-            )
+            yield Piece(x, raw, f, None if h is None else h.detach(), labels, *self.coding(labels))
 
     @torch.no_grad()
     def first_pass(self) -> None:
         """Losses, errors, margins, class means."""
-        for raw, h, f, labels, classes, targets in self.outputs():
-            n = len(f)
+        for piece in self.outputs():
+            f, n = piece.f, len(piece.f)
             self.n += n
-            per_point = (f - targets).square().mean(1)
-            if f.shape[1] == 1:
-                entropy = torch.nn.functional.softplus(-f * targets)[:, 0]
-                wrong = (f * targets)[:, 0] <= 0
-            else:
-                entropy = torch.nn.functional.cross_entropy(f, classes, reduction="none")
-                wrong = f.argmax(1) != classes
-            self.sums["mse"] += float(per_point.sum())
-            self.sums["cross_entropy"] += float(entropy.sum())
+            if piece.x.is_floating_point():
+                self.radius = max(self.radius, float(piece.x.flatten(1).double().norm(dim=1).max()))
+            self.pieces.append(raw_margins(f, piece.targets).cpu())
+            wrong = self.pieces[-1] <= 0 if f.shape[1] == 1 else f.argmax(1) != piece.classes
             self.sums["error"] += float(wrong.sum())
-            self.pieces.append(raw_margins(f, targets).cpu())
-            self._pull(raw, f, labels, classes, targets)
-            if h is not None and h.ndim == 2 and self.found.last is not None and not self.lost:
+            for loss in ("square", "cross_entropy"):
+                self.sums[loss] += float(mean_loss(f, piece.targets, loss, "mean")) * n
+            self._pull(piece)
+            if piece.h is not None and piece.h.ndim == 2 and not self.lost:
                 with self._or_lost():
                     if self.collapse is None:
                         self.collapse = CollapseStatistics(self.coding.classes, *self._classifier())
-                    self.collapse.first_pass(h, classes)
-        if not self.n:
-            raise ValueError("inputs is empty; give at least one batch with a point")
+                    self.collapse.first_pass(piece.h, piece.classes)
 
     def _classifier(self) -> tuple[Tensor, Tensor | None]:
         last = self.found.last
@@ -203,37 +201,30 @@ class Sums:
             bias = None if bias is None else torch.cat([bias, -bias]) / 2
         return weight, bias
 
-    def _pull(self, raw: Tensor, f: Tensor, labels: Tensor, classes: Tensor, targets: Tensor) -> None:
+    def _pull(self, piece: Piece) -> None:
         """Sums of −f·∂ℓ/∂f, which by Euler's identity hold the layers' norms at rest."""
         if self.loss is None:
             return
         with torch.enable_grad():
-            own = raw.detach().requires_grad_()
-            value = self.mean_loss(own, labels, classes, targets) * len(f)
+            own = piece.raw.detach().requires_grad_()
+            value = self.mean_loss(own, piece.labels, piece.targets) * len(own)
             (slope,) = torch.autograd.grad(value, own)
-        slope = slope.reshape(f.shape).double()
-        self.sums["loss"] += float(value)
-        self.sums["pull"] -= float((f * slope).sum())
+        slope = slope.reshape(piece.f.shape).double()
         last = self.found.last
         shift = 0 if last is None or last.bias is None else last.bias
-        self.sums["last_pull"] -= float(((f - shift) * slope).sum())
+        self.sums["pull"] -= float((piece.f * slope).sum())
+        self.sums["last_pull"] -= float(((piece.f - shift) * slope).sum())
 
-    def mean_loss(self, raw: Tensor, labels: Tensor, classes: Tensor, targets: Tensor) -> Tensor:
+    def mean_loss(self, raw: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of a batch, of its outputs as the model gives them."""
         if callable(self.loss):
             try:
-                value = self.loss(raw, labels)
-                return value.reshape(())
+                return self.loss(raw, labels).reshape(())
             except Exception as error:  # whatever a function of the caller's raises
-                raise ValueError(
-                    f"loss: {error}; write a function of outputs and labels that gives a number"
-                ) from error
+                what = "write a function of outputs and labels that gives a number"
+                raise ValueError(f"loss: {error}; {what}") from error
         f = raw[:, None] if raw.ndim == 1 else raw
-        if self.loss == "square":
-            return (f - targets.to(f)).square().mean()
-        if f.shape[1] == 1:
-            return torch.nn.functional.softplus(-f * targets.to(f)).mean()
-        return torch.nn.functional.cross_entropy(f, classes)
+        return mean_loss(f, targets.to(f), str(self.loss), "mean")
 
     @torch.no_grad()
     def second_pass(self) -> None:
@@ -243,11 +234,12 @@ class Sums:
             return
         with self._or_lost():
             self.centre = self.collapse.means.mean(0)
-            for _, h, f, _, classes, targets in self.outputs():
-                assert h is not None
-                self.collapse.second_pass(h, classes)
-                if h.shape[1] <= _WIDEST:
-                    self._add_moments(torch.cat([h.double() - self.centre, torch.ones_like(f[:, :1])], 1), targets)
+            for piece in self.outputs():
+                assert piece.h is not None
+                self.collapse.second_pass(piece.h, piece.classes)
+                if piece.h.shape[1] <= _WIDEST:
+                    rows = piece.h.double() - self.centre
+                    self._add_moments(torch.cat([rows, torch.ones_like(rows[:, :1])], 1), piece.targets)
             self.collapsed = self.collapse.result()
 
     def _add_moments(self, rows: Tensor, targets: Tensor) -> None:
@@ -270,11 +262,9 @@ class Sums:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         total = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
         for x, labels in self.batches:
-            if not len(x):
-                continue
             with torch.enable_grad():
-                raw = self.model(x)
-                value = self.mean_loss(raw, labels, *self.coding(labels)) * len(x)
+                _, targets = self.coding(labels)
+                value = self.mean_loss(self.model(x), labels, targets) * len(x)
                 found = torch.autograd.grad(value, parameters, allow_unused=True)
             for sum_, part in zip(total, found, strict=True):
                 if part is not None:
@@ -296,7 +286,8 @@ class Sums:
         """Product of the norms of the folded layers; NaN where they are no chain, or a batch norm is in between."""
         if not self.found.chain or self.found.unfolded:
             return math.nan
-        return math.exp(sum(math.log(n) if (n := float(a.weight.norm())) else -math.inf for a in self.found.layers))
+        norms = torch.tensor([layer.norm for layer in self.found.layers], dtype=torch.float64)
+        return float(norms.log().sum().exp())  # which neither under- nor overflows on the way
 
     @functools.cached_property
     def margins(self) -> Array:

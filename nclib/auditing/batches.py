@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import inputs
+from ..training.optim import targets
 
 _POINTS, _NUMBERS, _NUMBERS_CUDA = 512, 2**22, 2**25  # most of a piece
 
@@ -38,18 +39,21 @@ class Batches:
                 raise ValueError(f"labels: {len(self._labels)} for {len(self._data)} inputs; give one for each")
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        waiting, device = list[tuple[Tensor, Tensor]](), self._like.device
+        device, left, seen = self._like.device, None, False
         most = _NUMBERS_CUDA if device.type == "cuda" else _NUMBERS
         for x, y in self._batches():
-            waiting.append((x, y))
+            if left is not None:
+                x, y = torch.cat([left[0], x]), torch.cat([left[1], y])
             size = max(1, min(_POINTS, most // max(1, x[:1].numel())))
-            while sum(len(part) for _, part in waiting) >= size:
-                x, y = (torch.cat(parts) for parts in zip(*waiting, strict=True))
-                waiting = [(x[size:], y[size:])]
-                yield x[:size].to(device), y[:size].to(device)
-        if any(len(y) for _, y in waiting):
-            x, y = (torch.cat(parts) for parts in zip(*waiting, strict=True))
-            yield x.to(device), y.to(device)
+            whole = len(y) - len(y) % size
+            for at in range(0, whole, size):
+                seen = True
+                yield x[at : at + size].to(device), y[at : at + size].to(device)
+            left = x[whole:], y[whole:]
+        if left is not None and len(left[1]):
+            yield left[0].to(device), left[1].to(device)
+        elif not seen:
+            raise ValueError("inputs is empty; give at least one batch with a point")
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         if self._labels is not None:
@@ -65,9 +69,24 @@ class Batches:
 
     def first(self, most: int) -> Tensor:
         """Up to so many of the first inputs."""
-        for x, _ in self:
-            return x[:most]
-        raise ValueError("inputs is empty; give at least one batch with a point")
+        x, _ = next(iter(self))
+        return x[:most]
+
+    def some(self, points: int) -> tuple[Tensor, Tensor]:
+        """So many points in memory, if there are: evenly spread over arrays, the first ones of batches."""
+        self.first(1)  # or says that there is none
+        if self._labels is not None:
+            n = len(self._labels)
+            chosen = torch.linspace(0, n - 1, min(points, n)).round().long()
+            return self._data[chosen], self._labels[chosen]
+        held, n = list[tuple[Tensor, Tensor]](), 0
+        for x, y in self:
+            held.append((x.cpu(), y.cpu()))
+            n += len(y)
+            if n >= points:
+                break
+        x, y = (torch.cat(parts) for parts in zip(*held, strict=True))
+        return x[:points], y[:points]
 
     def _taken(self, x: Any) -> Tensor:
         if isinstance(x, Tensor) and x.dtype in (torch.int64, torch.int32):
@@ -113,12 +132,12 @@ class Coding:
             if len(wrong):
                 which = f"labels: {int(wrong[0])} is none of the classes 0 to {self.outputs - 1}"
                 raise ValueError(f"{which} of a model with {self.outputs} outputs; number them from 0")
-            return labels, torch.nn.functional.one_hot(labels, self.outputs).double()
+            return labels, targets(labels, self.outputs, self.classes, torch.float64)
         self._seen |= set(labels.tolist())
         if not (self._seen <= {-1, 1} or self._seen <= {0, 1}):
             some = ", ".join(map(str, sorted(self._seen)[:4]))
             raise ValueError(
                 f"labels: {some}; a model with one output takes −1 and 1, or 0 and 1 (1 where it is positive)"
             )
-        positive = labels > 0
-        return (~positive).long(), (2.0 * positive.double() - 1)[:, None]
+        numbers = (labels <= 0).long()
+        return numbers, targets(numbers, 1, 2, torch.float64)

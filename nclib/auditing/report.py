@@ -9,6 +9,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..book.claims import finite
 from ..inputs import Array
 
 if TYPE_CHECKING:
@@ -48,8 +49,7 @@ class Reading:
     def __post_init__(self) -> None:
         for name in ("value", "predicted"):
             found = getattr(self, name)
-            if found is not None and not math.isfinite(found):
-                object.__setattr__(self, name, None)  # a frozen class is set so
+            object.__setattr__(self, name, None if found is None else finite(found))  # a frozen class is set so
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,9 @@ class Report:
 
     def to_json(self) -> str:
         """All of it but the margins of the single points; what is not finite is null."""
-        told = {key: value for key, value in asdict(self).items() if key != "margins"}
-        return json.dumps(_finite(told), indent=1, ensure_ascii=False, allow_nan=False)
+        told = {name: getattr(self, name) for name in ("model", "n", "classes", "findings", "layer_rows")}
+        told["readings"] = [asdict(reading) for reading in self.readings]
+        return json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False)
 
     def figure(self) -> Figure:
         """The distribution of the margins, and the norms of the layers."""
@@ -162,13 +163,3 @@ def _row(r: Reading) -> str:
 def number(value: float | None) -> str:
     """To four digits; a dash where there is none."""
     return "–" if value is None else f"{value:.4g}"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return value

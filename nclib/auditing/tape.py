@@ -173,8 +173,8 @@ class Tape(TorchFunctionMode):
         elif op in LAYERS:
             taken, _ = _of_layer(args, kwargs)
             step.call, step.weight, step.bias = call, taken["weight"].detach(), taken.get("bias")
-            place = 6 if "transpose" in op else -1 if op == "linear" else 6
-            step.groups = kwargs.get("groups", args[place] if 0 <= place < len(args) else 1)
+            if op != "linear":
+                step.groups = kwargs.get("groups", args[6] if len(args) > 6 else 1)
             step.depth += 1
         else:
             outside = any(id(t) not in self._from for t in _tensors(given))
@@ -234,12 +234,18 @@ class Layer:
     folded: bool
     groups: int = 1
 
+    @property
+    def norm(self) -> float:
+        """‖Ŵ‖_F."""
+        return float(torch.linalg.vector_norm(self.weight))
+
 
 @dataclass
 class Structure:
     """A model as the theory sees it."""
 
     layers: list[Layer]
+    outputs: int
     depth: int  # layers on the longest way from input to output
     chain: bool  # one layer after another, no branches
     findings: list[str]  # what keeps it from being a homogeneous network, in words
@@ -249,11 +255,6 @@ class Structure:
     dead: int  # channels whose variance is no more than BN's ε
     last: Layer | None  # the layer that makes the outputs
     pooled: bool  # something between the layers averages or takes maxima
-
-    @property
-    def weights(self) -> dict[int, Weights]:
-        """The folded weights, by call."""
-        return {layer.call: (layer.weight, layer.bias) for layer in self.layers}
 
     @property
     def biased(self) -> bool:
@@ -280,13 +281,14 @@ def structure(model: nn.Module, x: Any, last_layer: str | None = None) -> Struct
     norms = [n for n in on_the_way if steps[n].op == _NORM]
     depth = max(steps[tape.end].depth, 1)
     factor = 2.0 ** (1 / depth)
-    larger = {c: (w * factor, b) for c, (w, b) in ((a.call, (a.weight, a.bias)) for a in layers)}
+    larger = {layer.call: (layer.weight * factor, layer.bias) for layer in layers}
     scaled = Replay(larger, without).run(model, x).double()
     outputs = out.double()
     departure = float((scaled - 2 * outputs).norm() / (2 * outputs).norm())
     pools = any("pool" in steps[n].op or steps[n].op in ("mean", "amax", "boolean_dispatch") for n in on_the_way)
     return Structure(
         layers=layers,
+        outputs=1 if out.ndim == 1 else out.shape[-1],
         depth=depth,
         chain=bool(layers) and all(len(steps[n].sources) == 1 for n in on_the_way),
         findings=_findings(steps, on_the_way),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ..networks.readings import stable_ranks
+from ..book.claims import finite
+from ..networks.readings import rows_less_columns, stable_ranks
 from ..theory.bounds import margin_bound_over_grid
 from .report import APART, FAILS, HOLDS, UNTESTED, Reading
 from .tape import Layer, Structure
@@ -41,13 +41,13 @@ def layer_rows(found: Structure, eta: float | None) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"layer": layer.name or "(in the model)", "kind": layer.kind}
         row |= {
             "shape": "×".join(map(str, layer.weight.shape)),
-            "norm": _number(_norm(layer.weight)),
-            "length": _number(layer.length),
+            "norm": finite(layer.norm),
+            "length": finite(layer.length),
         }
-        row["stable_rank"] = _number(float(stable_ranks(layer.weight[None])[0]))
+        row["stable_rank"] = finite(float(stable_ranks(layer.weight[None])[0]))
         row["batch_norm"] = "folded" if layer.folded else "not folded" if layer.normalised else ""
         if eta is not None:
-            row["effective_rate"] = eta / layer.length**2 if layer.normalised and layer.length else None
+            row["effective_rate"] = finite(eta / layer.length**2) if layer.normalised and layer.length else None
         rows.append(row)
     return rows
 
@@ -95,7 +95,11 @@ def _why(found: Structure) -> str:
 
 
 def _fit(sums: Sums) -> list[Reading]:
-    told = [Reading("fit", name, sums.mean(name)) for name in ("error", "mse", "cross_entropy")]
+    told = [
+        Reading("fit", "error", sums.mean("error")),
+        Reading("fit", "mse", sums.mean("square")),
+        Reading("fit", "cross_entropy", sums.mean("cross_entropy")),
+    ]
     raw = np.asarray(sums.margins)
     margins = sums.normalised_margins
     note = "" if margins is not raw else "in units of the outputs: the model has no ρ"
@@ -107,12 +111,12 @@ def _fit(sums: Sums) -> list[Reading]:
         Reading("fit", "margin_std", deviation),
     ]
     told += [Reading("fit", f"margin_q{q:02d}", float(np.quantile(margins, q / 100))) for q in (5, 25, 50, 75, 95)]
-    fitted = sums.mean("mse") < _FITTED
+    fitted = sums.mean("square") < _FITTED
     value = float(raw.mean())
     if fitted:
         verdict, note = _near(value, 1.0), "ρ times the mean margin, where the data are fitted"
     else:
-        verdict, note = APART, f"the data are not fitted: mean square {sums.mean('mse'):.2g}"
+        verdict, note = APART, f"the data are not fitted: mean square {sums.mean('square'):.2g}"
     told.append(
         Reading("fit", "rho_margin", value, 1.0 if fitted else None, verdict, "thm-interpolant-margin", note)
     )
@@ -164,7 +168,7 @@ def _rest(sums: Sums, lam: float | None) -> list[Reading]:
 
     pull = sums.mean("pull") / 2
     if plain and pull > 0:
-        off = max(abs(lam * _norm(layer.weight) ** 2 / pull - 1) for layer in found.layers)
+        off = max(abs(lam * layer.norm**2 / pull - 1) for layer in found.layers)
         row("rest_norms", off, 0.0, _within(off), "largest deviation of λρ_k² from −⟨f·ℓ′⟩/2")
     else:
         not_here("rest_norms", apart if not plain else "the outputs do not pull the weights outwards")
@@ -246,16 +250,8 @@ def _within(value: float) -> str:
     return HOLDS if value <= _NEAR else FAILS
 
 
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _norm(weight: Tensor) -> float:
-    return float(torch.linalg.vector_norm(weight))
-
-
 def _balance(found: Structure) -> float:
-    norms = np.array([_norm(layer.weight) for layer in found.layers])
+    norms = np.array([layer.norm for layer in found.layers])
     return float(norms.std() / norms.mean()) if len(norms) > 1 and norms.mean() else math.nan
 
 
@@ -264,12 +260,12 @@ def _neurons(found: Structure) -> float:
     if not found.chain or len(found.layers) < 2:
         return math.nan
     worst = 0.0
-    for one, two in zip(found.layers[:-1], found.layers[1:], strict=True):
-        rows = one.weight.flatten(1).square().sum(1)
+    for one, two in pairwise(found.layers):
         if not _follows(one, two):
             return math.nan
-        columns = two.weight.reshape(len(two.weight), len(rows), -1).square().sum((0, 2))
-        worst = max(worst, float((rows - columns).abs().max() / rows.mean()))
+        squares = one.weight.square()
+        apart = rows_less_columns(squares, two.weight.square()).abs().max()
+        worst = max(worst, float(apart / squares.sum() * len(squares)))
     return worst
 
 

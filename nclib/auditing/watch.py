@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from .. import inputs as given
@@ -26,7 +25,7 @@ class Watch:
     r"""Record the readings of `audit` during one's own training loop: call it after every step with its number.
 
     Every so many steps the model is audited on a fixed subset of the data, and left as it was; the history grows by
-    a row, which is also appended to `path`. Of layers before a batch norm the next call measures the angle by which
+    a row, and `path` with it. Of layers before a batch norm the next call measures the angle by which
     one step turns them, beside $\sqrt{4ηλ/(1+β)}$ (Chapter 6). What a subset of n points says of an error rate p
     is uncertain by $\sqrt{p(1-p)/n}$, the column ``error_se``.
 
@@ -50,6 +49,7 @@ class Watch:
 
     Examples
     --------
+    >>> import torch
     >>> model, x, y = nn.Sequential(nn.Linear(4, 2)), torch.eye(4), torch.tensor([0, 0, 1, 1])
     >>> watch = Watch(model, x, y, every=10)
     >>> for step in range(21):
@@ -76,9 +76,7 @@ class Watch:
             )
         self._model, self._options = model, options
         self.every = given.count("every", every, 1)
-        self._x, self._y = _subset(
-            Batches(model, inputs, labels), given.count("points", points, 1), labels is not None
-        )
+        self._x, self._y = Batches(model, inputs, labels).some(given.count("points", points, 1))
         if not (path is None or isinstance(path, str | os.PathLike)):
             raise ValueError(f"path={given.shown(path)}: expected the name of a CSV file")
         self._path = None if path is None else Path(path)
@@ -164,19 +162,3 @@ class Watch:
             whole = self._path.with_name(self._path.name + ".part")
             self.history.to_csv(whole, index=False)
             whole.replace(self._path)
-
-
-def _subset(batches: Batches, points: int, spread: bool) -> tuple[Tensor, Tensor]:
-    """Some of the points, held in memory."""
-    xs, ys, n = [], [], 0
-    for x, y in batches:
-        xs.append(x.cpu())
-        ys.append(y.cpu())
-        n += len(y)
-        if not spread and n >= points:
-            break
-    if not n:
-        raise ValueError("inputs is empty; give at least one batch with a point")
-    x, y = torch.cat(xs), torch.cat(ys)
-    chosen = torch.linspace(0, n - 1, min(points, n)).round().long() if spread else torch.arange(min(points, n))
-    return x[chosen], y[chosen]

@@ -154,10 +154,10 @@ def claim(
         statement=statement,
         predicted=tolerance if p is None else _plain(p),
         measured=_plain(m),
-        deviation=_finite(deviation),
+        deviation=finite(deviation),
         tolerance=tolerance,
         seeds=seeds,
-        confidence_interval=None if interval is None else [_finite(v) for v in interval],
+        confidence_interval=None if interval is None else [finite(v) for v in interval],
         scale=scale_name() if source is None else source.scale,
         device=device_name() if source is None else source.device,
         base_seed=base_seed(),
@@ -301,12 +301,13 @@ def _broadcast(name: str, a: NDArray[np.float64], m: NDArray[np.float64]) -> Non
         raise ValueError(f"{name} has shape {a.shape}, which does not broadcast to measured's {m.shape}") from None
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """The number, or None where JSON has none for it."""
     return float(value) if math.isfinite(value) else None
 
 
 def _plain(array: NDArray[np.float64]) -> float | list[float | None] | None:
-    values = [_finite(v) for v in array.ravel()]
+    values = [finite(v) for v in array.ravel()]
     return values[0] if len(values) == 1 else values
 
 

@@ -6,6 +6,7 @@ All reductions are in float64.  The biases that folding BN leaves do not enter �
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -211,14 +212,15 @@ def balance(net: Net) -> Balance:
     _refuse_skips(net, "balance")
     squares = [w.square() for w in folded_weights(net)]
     norms = _finite(torch.stack([s.sum() for s in squares]), "net: its norm")
-    neurons = []
-    for k in range(len(squares) - 1):
-        rows = squares[k].flatten(1).sum(dim=1)
-        # Column i of the next layer is what its weights see of neuron i, over all kernel positions:
-        # a first axis after `out` of size d_k for kernels, d_k × (positions) for flattened maps.
-        columns = squares[k + 1].reshape(squares[k + 1].shape[0], rows.shape[0], -1).sum(dim=(0, 2))
-        neurons.append(rows - columns)
-    return Balance(norms[:-1] - norms[1:], neurons)
+    return Balance(norms[:-1] - norms[1:], [rows_less_columns(*pair) for pair in pairwise(squares)])
+
+
+def rows_less_columns(squares: Tensor, following: Tensor) -> Tensor:
+    """Of the squared weights of two layers: each neuron's row in the first less its column in the second, (d,)."""
+    rows = squares.flatten(1).sum(dim=1)
+    # Column i of the next layer is what its weights see of neuron i, over all kernel positions:
+    # a first axis after `out` of size d_k for kernels, d_k × (positions) for flattened maps.
+    return rows - following.reshape(following.shape[0], rows.shape[0], -1).sum(dim=(0, 2))
 
 
 class LastLayer(NamedTuple):
